@@ -1,0 +1,169 @@
+# Copyright 2026 The dd_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""From config entries to networks, methods and sources."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any
+
+from etils import epath
+import jax
+from jax.sharding import Mesh
+
+from dd_jax import checkpoint, optim, registry, sharding
+from dd_jax import config as config_lib
+from dd_jax.adapter import Adapter
+from dd_jax.method import Method, Role
+from dd_jax.model import Model, Params
+
+Resolve = Callable[[str], epath.Path]
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenConfig:
+  """A network that only serves.
+
+  Attributes:
+    path: export folder or 'stage:name'.
+    dtype: cast of its parameters, None keeps them.
+    rules: its own sharding preset, None for the run's.
+  """
+
+  path: str
+  dtype: str | None = None
+  rules: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RoleConfig:
+  """A trainable network.
+
+  Attributes:
+    model: `name` in the registry and the fields of its config; may be left out
+      when `init` is an export of the same family.
+    init: export folder or 'stage:name' to start from: copied when the family
+      is the same, handed to the model's `adopt` otherwise.
+    optimizer: fields of `optim.OptimizerConfig`, and `total` ticks of its
+      clock (default the stage's steps).
+    ema: decay of the moving average that is evaluated and exported.
+    adapter: fields of `Adapter`; then `model` is that of its base.
+  """
+
+  optimizer: Mapping[str, Any]
+  model: Mapping[str, Any] | None = None
+  init: str | None = None
+  ema: float | None = None
+  adapter: Mapping[str, Any] | None = None
+
+
+def build_model(values: Mapping[str, Any]) -> Model:
+  """A model of the registry from `name` and its config fields."""
+  fields = dict(values)
+  return registry.get('models', fields.pop('name'))(fields)
+
+
+def build_source(values: Mapping[str, Any], resolve: Resolve) -> Any:
+  """A source of the registry from `source` and its arguments.
+
+  An argument `path` may be a 'stage:name'.
+  """
+  fields = dict(values)
+  source = registry.get('sources', fields.pop('source'))
+  if 'path' in fields:
+    fields['path'] = resolve(fields['path'])
+  try:
+    return source(**fields)
+  except TypeError as e:
+    raise ValueError(f'data={dict(values)}: {e}') from e
+
+
+def load_frozen(
+    entries: Mapping[str, Any], resolve: Resolve, mesh: Mesh, rules: str,
+) -> tuple[dict[str, Model], dict[str, Params]]:
+  """Frozen networks and their parameters on the mesh.
+
+  Args:
+    entries: per name a path or the fields of `FrozenConfig`.
+    resolve: turns 'stage:name' into an export folder.
+    mesh: where parameters go.
+    rules: sharding preset of the run.
+  """
+  models, params = {}, {}
+  for name, entry in entries.items():
+    entry = {'path': entry} if isinstance(entry, str) else entry
+    config = config_lib.make(FrozenConfig, entry, f'frozen.{name}')
+    models[name], tree = checkpoint.load(
+        resolve(config.path), dtype=config.dtype
+    )
+    params[name] = jax.device_put(tree, sharding.shard_params(
+        models[name].axes(), tree, mesh,
+        sharding.RULES[config.rules or rules],
+    ))
+  return models, params
+
+
+def _role(
+    name: str, entry: Mapping[str, Any], steps: int, resolve: Resolve,
+    frozen: Mapping[str, Model], frozen_params: Mapping[str, Params],
+) -> tuple[Role, Params | None]:
+  config = config_lib.make(RoleConfig, entry, f'roles.{name}')
+  optimizer = dict(config.optimizer)
+  total = optimizer.pop('total', None) or steps
+  tx = optim.make_optimizer(
+      config_lib.make(
+          optim.OptimizerConfig, optimizer, f'roles.{name}.optimizer'
+      ), total,
+  )
+  if config.adapter is not None:
+    adapter = config_lib.make(
+        Adapter, config.adapter, f'roles.{name}.adapter'
+    )
+    if adapter.base not in frozen:
+      raise ValueError(
+          f'roles.{name}.adapter.base={adapter.base!r} is not a frozen network '
+          f'of this stage: {sorted(frozen)}'
+      )
+    role = Role(frozen[adapter.base], tx, adapter.init, config.ema, adapter)
+    return role, frozen_params[adapter.base]
+  origin, source = (None, None)
+  if config.init is not None:
+    origin, source = checkpoint.load(resolve(config.init))
+  if config.model is None and origin is None:
+    raise ValueError(f'roles.{name} needs a model or an init')
+  model = build_model(config.model) if config.model else origin
+  if origin is None:
+    init = lambda key, _: model.init(key)
+  elif origin.family == model.family:
+    init = lambda key, source: source
+  elif 'adopt' in model.fns:
+    init = model.fns['adopt']
+  else:
+    raise ValueError(
+        f'roles.{name}: a {model.family!r} cannot start from a '
+        f'{origin.family!r}'
+    )
+  return Role(model, tx, init, config.ema), source
+
+
+def build_method(
+    method: Mapping[str, Any], roles: Mapping[str, Any],
+    frozen: Mapping[str, Any], steps: int, resolve: Resolve, mesh: Mesh,
+    rules: str,
+) -> tuple[Method, dict[str, Params | None], dict[str, Params]]:
+  """A method with its networks.
+
+  Returns:
+    The method, per role the tree its `init` takes, and frozen parameters.
+  """
+  models, params = load_frozen(frozen, resolve, mesh, rules)
+  built, sources = {}, {}
+  for name, entry in roles.items():
+    built[name], sources[name] = _role(
+        name, entry, steps, resolve, models, params
+    )
+  fields = dict(method)
+  cls = registry.get('methods', fields.pop('name'))
+  config = config_lib.make(cls.Config, fields, f'method {cls.__name__}')
+  return cls(config, built, models), sources, params

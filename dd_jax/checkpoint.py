@@ -1,0 +1,287 @@
+# Copyright 2026 The dd_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The two artefacts on disk: resume checkpoints and exports.
+
+    <stage>/checkpoints/<step>/   sharded: params, ema, opt, data, meta
+    <stage>/export/<role>-<step>/ params/ (plain nested dict), model.json,
+                                  README.md
+
+A resume checkpoint belongs to this library. An export is for everybody: any
+Orbax reads it in one line on any topology.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import hashlib
+import json
+import logging as std_logging
+import shutil
+from typing import Any
+
+from absl import logging
+from etils import epath
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+import orbax.checkpoint as ocp
+
+from dd_jax import registry
+from dd_jax.config import canonical_json
+from dd_jax.model import Model, Params
+from dd_jax.state import TrainState
+
+FORMAT_VERSION = 1
+
+_README = """# {family} exported by dd_jax
+
+    import orbax.checkpoint as ocp
+    params = ocp.StandardCheckpointer().restore('/absolute/path/to/params')
+
+`params` is a nested dict of NumPy arrays; `model.json` describes the network.
+"""
+
+
+class Checkpointer:
+  """Saves and restores a run: state, data iterator, description."""
+
+  def __init__(
+      self, directory: epath.Path, *, save_every: int, keep: int
+  ):
+    # Orbax logs every step of every save at warning level.
+    logging.get_absl_logger()
+    std_logging.getLogger('orbax').setLevel(std_logging.ERROR)
+    self._manager = ocp.CheckpointManager(
+        directory,
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=keep, save_interval_steps=save_every, create=True,
+        ),
+    )
+
+  @property
+  def latest_step(self) -> int | None:
+    return self._manager.latest_step()
+
+  def should_save(self, step: int) -> bool:
+    return self._manager.should_save(step)
+
+  def reached_preemption(self, step: int) -> bool:
+    return self._manager.reached_preemption(step)
+
+  def save(
+      self, state: TrainState, iterator: Any, meta: Mapping[str, Any], *,
+      force: bool = False,
+  ) -> None:
+    """Starts an asynchronous, atomic save under the state's own step."""
+    import grain  # pylint: disable=g-import-not-at-top
+
+    items = {
+        'params': ocp.args.StandardSave(state.params),
+        'opt': ocp.args.StandardSave(_rest(state)),
+        'data': grain.checkpoint.CheckpointSave(iterator),
+        'meta': ocp.args.JsonSave({'format_version': FORMAT_VERSION, **meta}),
+    }
+    if state.ema:
+      items['ema'] = ocp.args.StandardSave(state.ema)
+    self._manager.save(
+        int(state.step), args=ocp.args.Composite(**items), force=force
+    )
+
+  def restore(
+      self, abstract: TrainState, iterator: Any
+  ) -> tuple[TrainState, Any]:
+    """The latest save, laid out as `abstract` says.
+
+    Args:
+      abstract: shape structs with shardings; any mesh.
+      iterator: a fresh iterator of the same data, moved to where it was.
+
+    Raises:
+      ValueError: when the files cannot be read or do not fit, naming them.
+    """
+    import grain  # pylint: disable=g-import-not-at-top
+
+    step = self._manager.latest_step()
+    items = {
+        'params': ocp.args.StandardRestore(abstract.params),
+        'opt': ocp.args.StandardRestore(_rest(abstract)),
+        'data': grain.checkpoint.CheckpointRestore(iterator),
+    }
+    if abstract.ema:
+      items['ema'] = ocp.args.StandardRestore(abstract.ema)
+    try:
+      out = self._manager.restore(step, args=ocp.args.Composite(**items))
+    except Exception as e:
+      where = epath.Path(self._manager.directory) / str(step)
+      raise ValueError(
+          f'{where}: cannot be restored ({_first_line(e)}); remove that folder '
+          'to resume from the save before it, or redo the stage'
+      ) from e
+    opt = dict(out['opt'])
+    state = TrainState(
+        params=out['params'], ema=out.get('ema') or {}, opt=opt.pop('opt'),
+        aux=opt.pop('aux', {}), **opt,
+    )
+    return state, out['data']
+
+  def wait(self) -> None:
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    self._manager.close()
+
+
+def _rest(state: TrainState) -> dict[str, Any]:
+  rest = {
+      'opt': state.opt, 'step': state.step, 'updates': state.updates,
+      'key': state.key,
+  }
+  return rest | ({'aux': state.aux} if jax.tree.leaves(state.aux) else {})
+
+
+def _first_line(error: BaseException) -> str:
+  return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
+def _leaves(params: Params) -> dict[str, np.ndarray]:
+  return {
+      jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+      for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+  }
+
+
+def _sha256(leaf: np.ndarray) -> str:
+  return hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()
+
+
+def _to_host(leaf: jax.Array) -> np.ndarray:
+  if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+    return multihost_utils.process_allgather(leaf, tiled=True)
+  return np.asarray(leaf)
+
+
+def export(
+    path: epath.PathLike, model: Model, params: Params,
+    source: Mapping[str, Any],
+) -> str:
+  """Writes a network for everybody; complete or not there at all.
+
+  Args:
+    path: folder to make; an older export there is replaced.
+    model: family and config go into `model.json`.
+    params: arrays on any mesh.
+    source: JSON-able description of the run that made them.
+
+  Returns:
+    A hash of family, config and every leaf.
+  """
+  path = epath.Path(path)
+  params = jax.tree.map(_to_host, params)
+  hashes = {k: _sha256(v) for k, v in _leaves(params).items()}
+  config = dataclasses.asdict(model.config)
+  digest = hashlib.sha256(
+      canonical_json([model.family, config, hashes]).encode()
+  ).hexdigest()
+  if jax.process_index() == 0:
+    temporary = path.parent / f'{path.name}.tmp'
+    if temporary.exists():
+      temporary.rmtree()
+    temporary.mkdir(parents=True)
+    with ocp.StandardCheckpointer(
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0},
+            barrier_sync_key_prefix='export',
+        ) if jax.process_count() > 1 else ocp.options.MultiprocessingOptions()
+    ) as checkpointer:
+      checkpointer.save(temporary / 'params', params)
+    (temporary / 'model.json').write_text(json.dumps({
+        'format_version': FORMAT_VERSION,
+        'family': model.family,
+        'config': config,
+        'parameters': sum(v.size for v in jax.tree.leaves(params)),
+        'hash': digest,
+        'sha256': hashes,
+        'source': dict(source),
+    }, indent=1))
+    (temporary / 'README.md').write_text(_README.format(family=model.family))
+    if path.exists():
+      path.rmtree()
+    shutil.move(temporary, path)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(f'export {path.name}')
+  return digest
+
+
+def describe(path: epath.PathLike) -> dict[str, Any]:
+  """The `model.json` of an export.
+
+  Raises:
+    FileNotFoundError: no export there.
+    ValueError: written by a newer format.
+  """
+  file = epath.Path(path) / 'model.json'
+  if not file.exists():
+    raise FileNotFoundError(
+        f'{file} is missing: {path} is not an export of dd_jax'
+    )
+  meta = json.loads(file.read_text())
+  if meta['format_version'] > FORMAT_VERSION:
+    raise ValueError(
+        f'{file}: format_version {meta["format_version"]} is newer than '
+        f'{FORMAT_VERSION}; update dd_jax'
+    )
+  return meta
+
+
+def load_params(
+    path: epath.PathLike, shardings: Any = None, dtype: Any = None
+) -> Params:
+  """The parameters of an export, checked against the hashes in it.
+
+  Args:
+    path: export folder.
+    shardings: tree of shardings to place leaves on, or None for NumPy arrays.
+    dtype: cast of floating-point leaves, or None to keep them.
+
+  Raises:
+    FileNotFoundError: no export there.
+    ValueError: unreadable files, or a leaf that differs from its hash.
+  """
+  meta = describe(path)
+  try:
+    params = ocp.StandardCheckpointer().restore(
+        epath.Path(path).resolve() / 'params'
+    )
+  except Exception as e:
+    raise ValueError(
+        f'{path}/params cannot be read ({_first_line(e)}); redo the stage or '
+        'fetch the export again'
+    ) from e
+  params = jax.tree.map(np.asarray, params)
+  found = {k: _sha256(v) for k, v in _leaves(params).items()}
+  if found != meta['sha256']:
+    bad = sorted(
+        k for k in found | meta['sha256']
+        if found.get(k) != meta['sha256'].get(k)
+    )
+    raise ValueError(
+        f'{path}/params: {bad[0]} differs from its hash in model.json '
+        f'({len(bad)} leaves in all); redo the stage or fetch it again'
+    )
+  if dtype is not None:
+    params = jax.tree.map(
+        lambda x: x.astype(dtype)
+        if jax.numpy.issubdtype(x.dtype, np.floating) else x, params
+    )
+  return params if shardings is None else jax.device_put(params, shardings)
+
+
+def load(path: epath.PathLike, **kwargs: Any) -> tuple[Model, Params]:
+  """A network of an export: its model, rebuilt, and its parameters.
+
+  Takes the arguments of `load_params` and raises what it raises.
+  """
+  meta = describe(path)
+  model = registry.get('models', meta['family'])(meta['config'])
+  return model, load_params(path, **kwargs)

@@ -1,0 +1,192 @@
+# Copyright 2026 The dd_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Noise-to-data pairs of a frozen teacher: sharded, resumable, the same bytes.
+
+Every pair depends on the job's seed and its own number alone, and every
+program runs on the same number of pairs: which machine makes which shard, and
+how often the job was killed, leaves no trace in the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import hashlib
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from dd_jax import build, checkpoint, console, hooks, registry, sharding
+from dd_jax import config as config_lib
+from dd_jax.data import pairs
+from dd_jax.flow import discrete
+from dd_jax.flow.noise import pair_noise
+from dd_jax.model import Model, Params
+from dd_jax.stages import Context
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateConfig:
+  """A stage of kind 'generate'.
+
+  Attributes:
+    teacher: export folder or 'stage:name'.
+    vae: export folder or 'stage:name' of its tokenizer.
+    pairs: pairs in all; labels go round the classes.
+    shard_size: pairs a file; a kill loses at most one.
+    batch_size: pairs a program run, over all hosts. Batches of one may differ
+      from larger ones in the last bits, so at least 2 a device.
+    cfg: guidance at the last step of the teacher's ramp, 0 for none.
+    top_k: codes kept, 0 for all.
+    top_p: probability kept, 1 for all.
+    solver: of the flow map; see `flow.discrete.flow_map`.
+    solver_steps: steps of the solver.
+    chunk: tokens that the flow map integrates at once, None for all.
+  """
+
+  teacher: str
+  vae: str
+  pairs: int
+  shard_size: int
+  batch_size: int
+  cfg: float
+  top_k: int = 0
+  top_p: float = 1.0
+  solver: str = 'dpmpp_2m'
+  solver_steps: int = 100
+  chunk: int | None = None
+
+
+def flow_choose(
+    noise: jax.Array, offsets: tuple[int, ...], *, solver: str, steps: int,
+    chunk: int | None = None,
+) -> Callable[..., jax.Array]:
+  """A choice of tokens by the flow map instead of by lot.
+
+  Args:
+    noise: (B, L, C) standard normal.
+    offsets: where each autoregressive step's tokens start, and L.
+    solver: see `flow.discrete.flow_map`.
+    steps: see `flow.discrete.flow_map`.
+    chunk: see `flow.discrete.flow_map`.
+
+  Returns:
+    `choose(log_p_BxnxV, step, codebook) -> indices_Bxn`, for a rollout.
+  """
+
+  def choose(log_p, step, codebook):
+    part = noise[:, offsets[step]:offsets[step + 1]]
+    flat = discrete.flow_map(
+        part.reshape(-1, part.shape[-1]),
+        log_p.reshape(-1, log_p.shape[-1]), codebook,
+        steps=steps, solver=solver, chunk=chunk,
+    )
+    return flat.reshape(part.shape[:-1])
+
+  return choose
+
+
+def make_program(
+    config: GenerateConfig, teacher: Model, vae: Model, mesh: Any
+) -> Callable[..., jax.Array]:
+  """A jitted `(teacher_params, vae_params, seed_B, id_B, label_B)` -> codes.
+
+  Returns indices (B, L) int32, whole on every host.
+  """
+  sampler = registry.get('samplers', teacher.family)
+  offsets = teacher.config.offsets
+  shape = (offsets[-1], teacher.config.code_dim)
+
+  def program(teacher_params: Params, vae_params: Params, seed, ids, labels):
+    noise = pair_noise(seed, ids, shape)
+    return sampler.rollout(
+        teacher, vae, teacher_params, vae_params, labels,
+        flow_choose(noise, offsets, solver=config.solver,
+                    steps=config.solver_steps, chunk=config.chunk),
+        cfg=config.cfg, top_k=config.top_k, top_p=config.top_p,
+    )
+
+  return jax.jit(program, out_shardings=sharding.replicated(mesh))
+
+
+def run(context: Context) -> dict[str, Any]:
+  """Runs a stage of kind 'generate'; see `GenerateConfig`.
+
+  Returns:
+    `artefact`, the folder of the pairs, and `hash` of their manifest.
+
+  Raises:
+    ValueError: batch or shard sizes that do not fit the mesh or each other.
+    Preempted: SIGTERM came between two shards.
+  """
+  config = config_lib.make(GenerateConfig, context.config, context.name)
+  mesh = context.mesh
+  sharding.check_batch(config.batch_size, mesh)
+  if config.shard_size % config.batch_size:
+    raise ValueError(
+        f'{context.name}: shard_size={config.shard_size} is not a multiple of '
+        f'batch_size={config.batch_size}'
+    )
+  models, params = build.load_frozen(
+      {'teacher': config.teacher, 'vae': config.vae}, context.resolve, mesh,
+      context.rules,
+  )
+  teacher = models['teacher'].config
+  manifest = pairs.Manifest(
+      pairs=config.pairs, shard_size=config.shard_size,
+      length=teacher.offsets[-1], vocab_size=teacher.vocab_size,
+      num_classes=teacher.num_classes,
+      provenance={
+          'teacher': checkpoint.describe(
+              context.resolve(config.teacher))['hash'],
+          'vae': checkpoint.describe(context.resolve(config.vae))['hash'],
+          'seed': context.seed, 'cfg': config.cfg, 'top_k': config.top_k,
+          'top_p': config.top_p, 'solver': config.solver,
+          'solver_steps': config.solver_steps,
+          'micro_batch': config.batch_size,
+      },
+  )
+  folder = context.directory / 'data'
+  writer = pairs.PairWriter(folder, manifest)
+  program = make_program(config, models['teacher'], models['vae'], mesh)
+  todo = writer.pending()
+  done = config.pairs - sum(len(manifest.shard_ids(s)) for s in todo)
+  throttle = hooks.Throttle()
+  with console.Progress(context.name, config.pairs, done) as bar:
+    for shard in todo:
+      hooks.raise_if_preempted(shard, f'{context.name}: stopped by a signal '
+                               f'with {done} of {config.pairs} pairs written')
+      ids = np.asarray(manifest.shard_ids(shard), np.uint32)
+      # The last shard may be short: its last batch is filled up and cut.
+      padded = np.resize(ids, -(-len(ids) // config.batch_size)
+                         * config.batch_size)
+      labels = (padded % teacher.num_classes).astype(np.int32)
+      chunks = []
+      for start in range(0, len(padded), config.batch_size):
+        rows = slice(start, start + config.batch_size)
+        batch = sharding.place_rows({
+            'seed': np.full(config.batch_size, context.seed, np.uint32),
+            'id': padded[rows], 'label': labels[rows],
+        }, mesh)
+        chunks.append(program(
+            params['teacher'], params['vae'], batch['seed'], batch['id'],
+            batch['label'],
+        ))
+        throttle.add(chunks[-1])
+      indices = np.concatenate([np.asarray(c) for c in chunks])[:len(ids)]
+      if jax.process_index() == 0:
+        writer.write(shard, seed=context.seed, label=labels[:len(ids)],
+                     indices=indices)
+      done += len(ids)
+      bar.update(done)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(context.name)
+  if jax.process_index() == 0:
+    writer.finalize()
+  text = (folder / 'manifest.json').read_text()
+  return {
+      'artefact': 'data',
+      'hashes': {'manifest': hashlib.sha256(text.encode()).hexdigest()},
+  }

@@ -1,0 +1,91 @@
+# Copyright 2026 The dd_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Flags and one call. Everything else can be imported from a notebook.
+
+    python -m dd_jax.main --config=configs/dd_var.py:digits
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import traceback
+
+from absl import app, flags, logging
+from etils import epath
+import jax
+from ml_collections import config_flags
+
+from dd_jax import console, stages
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Config file, with its argument after a colon.',
+    lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Where artefacts go; default runs/<name of the config>.'
+)
+_STAGE = flags.DEFINE_string('stage', None, 'Run this stage alone.')
+_REDO = flags.DEFINE_list(
+    'redo', [], 'Stages to make again, with those that depend on them.'
+)
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator', None, 'host:port of process 0; default: found by itself.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Hosts in all.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Number of this host.')
+
+_EXPECTED = (ValueError, OSError, FloatingPointError)
+_EXIT_PREEMPTED = 143  # as if the signal had ended the process
+
+
+def connect() -> None:
+  """Joins the other hosts, or starts a cluster of one.
+
+  Even a single process needs the client: it is what tells us of SIGTERM.
+  """
+  heartbeat = {'heartbeat_timeout_seconds': 30}
+  if _COORDINATOR.value or jax.config.jax_platforms != 'cpu':
+    try:
+      jax.distributed.initialize(
+          _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
+          **heartbeat,
+      )
+      return
+    except ValueError:
+      if _COORDINATOR.value:
+        raise
+  with socket.socket() as s:
+    s.bind(('localhost', 0))
+    port = s.getsockname()[1]
+  jax.distributed.initialize(f'localhost:{port}', 1, 0, **heartbeat)
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'unknown arguments {argv[1:]}')
+  connect()
+  config = _CONFIG.value.to_dict()
+  workdir = epath.Path(_WORKDIR.value or f'runs/{config["name"]}')
+  if 'compilation_cache' in config and config['compilation_cache']:
+    jax.config.update(
+        'jax_compilation_cache_dir', config['compilation_cache']
+    )
+  try:
+    stages.run(config, workdir, only=_STAGE.value, redo=_REDO.value)
+  except hooks.Preempted as e:
+    console.say(str(e))
+    sys.exit(_EXIT_PREEMPTED)
+  except _EXPECTED as e:
+    logging.info('%s', traceback.format_exc())
+    console.fail(str(e))
+    sys.exit(1)
+
+
+def cli() -> None:
+  flags.mark_flag_as_required('config')
+  app.run(main)
+
+
+if __name__ == '__main__':
+  cli()

@@ -1,0 +1,110 @@
+# Copyright 2026 The dd_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Training of VAR's multi-scale VQ-VAE, with usage and revival of codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dd_jax.method import Inputs, Method, Output, Update
+from dd_jax.methods import losses
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Loss weights and codebook upkeep.
+
+  Attributes:
+    reconstruction: 'l1' or 'l2' distance of pixels.
+    commitment: weight of the quantizer's loss.
+    perceptual: weight of the frozen network 'perceptual', if there is one.
+    usage_decay: decay of the moving frequency of each code.
+    revive_every: steps between revivals, 0 for none.
+    revive_below: a code is dead when its frequency is below this fraction of
+      the uniform one.
+    revive_until: no revival after this step, so that the codes settle.
+  """
+
+  reconstruction: str = 'l2'
+  commitment: float = 1.0
+  perceptual: float = 0.0
+  usage_decay: float = 0.98
+  revive_every: int = 20
+  revive_below: float = 0.05
+  revive_until: int = 1 << 30
+
+
+class TrainVQVAE(Method):
+  """Role 'tokenizer': pixels + commitment (+ perceptual) loss.
+
+  Source: VAR, models/quant.py; arXiv 2404.02905, section 3.2. The release
+  also trains against a discriminator, which is not part of this method.
+  """
+
+  Config = Config
+
+  def updates(self, step: int) -> tuple[Update, ...]:
+    return (Update('tokenizer', 'tokenizer', self.loss),)
+
+  def init_aux(self) -> dict[str, jax.Array]:
+    vocab = self.roles['tokenizer'].model.config.vocab_size
+    return {'usage': jnp.full((vocab,), 1.0 / vocab)}
+
+  def loss(self, params: Any, inputs: Inputs) -> Output:
+    config = self.config
+    image = inputs.batch['image']
+    out = self.roles['tokenizer'].model.fns['forward'](params, image)
+    pixels = losses.pixel_distance(
+        out['reconstruction'], image, config.reconstruction
+    ).mean()
+    loss = pixels + config.commitment * out['commitment']
+    metrics = {'pixels': pixels, 'commitment': out['commitment']}
+    if 'perceptual' in self.frozen:
+      distance = self.frozen['perceptual'].fns['distance'](
+          inputs.frozen['perceptual'], out['reconstruction'], image
+      ).mean()
+      loss += config.perceptual * distance
+      metrics['perceptual'] = distance
+    usage = inputs.aux['usage']
+    metrics['codes_in_use'] = jnp.mean(
+        usage * usage.size > config.revive_below
+    )
+    latent = out['latent'].reshape(-1, out['latent'].shape[-1])
+    return Output(loss, metrics, {'counts': out['counts'], 'latent': latent})
+
+  def after(self, state: Any, outputs: Mapping[str, Any]) -> Any:
+    """Moves the usage, and dead codes onto latents of this batch.
+
+    A revived code starts with the uniform frequency, so that it gets time to
+    find its place.
+    """
+    config, extras = self.config, outputs['tokenizer']
+    counts = extras['counts'].sum(axis=(0, 1)).astype(jnp.float32)
+    usage = (
+        config.usage_decay * state.aux['usage']
+        + (1.0 - config.usage_decay) * counts / counts.sum()
+    )
+    if not config.revive_every:
+      return state.replace(aux={'usage': usage})
+    due = (state.step % config.revive_every == 0) & (
+        state.step <= config.revive_until
+    )
+    dead = due & (usage * usage.size < config.revive_below)
+    latent = extras['latent'].reshape(-1, extras['latent'].shape[-1])
+    key = jax.random.fold_in(
+        jax.random.wrap_key_data(state.key), state.step
+    )
+    rows = jax.random.randint(key, usage.shape, 0, latent.shape[0])
+    params = state.params['tokenizer']
+    embedding = jnp.where(dead[:, None], latent[rows], params['embedding'])
+    return state.replace(
+        aux={'usage': jnp.where(dead, 1.0 / usage.size, usage)},
+        params=state.params | {
+            'tokenizer': params | {'embedding': embedding}
+        },
+    )

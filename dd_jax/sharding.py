@@ -1,0 +1,198 @@
+# Copyright 2026 The dd_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""From logical axis names to shardings: a mesh and one table of rules.
+
+Models name the axes of their parameters ('embed', 'heads', ...). A rule table
+maps those names to mesh axes. `jit` does the rest: no collective is written
+in models or methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import math
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+import optax
+
+from dd_jax.method import Method
+from dd_jax.model import Axes, Params
+from dd_jax.state import TrainState
+
+AXES = ('data', 'fsdp', 'tensor', 'context')
+BATCH = ('data', 'fsdp')  # mesh axes that examples are split over
+
+Rules = Sequence[tuple[str, str | None]]
+RULES: Mapping[str, Rules] = {
+    'dp': (),
+    'fsdp': (('embed', 'fsdp'),),
+    'fsdp_tp': (
+        ('embed', 'fsdp'), ('mlp', 'tensor'), ('heads', 'tensor'),
+        ('kv_heads', 'tensor'), ('vocab', 'tensor'),
+    ),
+}
+# Without a rule, arrays of at least this many bytes go to the largest axis
+# that the fsdp mesh axis divides.
+FALLBACK_BYTES = 1 << 20
+
+
+def make_mesh(
+    sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+  """A mesh over all devices with the four fixed axes.
+
+  Args:
+    sizes: devices per axis; one of them may be -1 for all that are left.
+    devices: default all devices of all hosts.
+
+  Raises:
+    ValueError: unknown axis, two -1, or a product that is not the number of
+      devices.
+  """
+  devices = jax.devices() if devices is None else list(devices)
+  if unknown := set(sizes) - set(AXES):
+    raise ValueError(f'mesh has no axis {sorted(unknown)}; axes are {AXES}')
+  shape = [int(sizes.get(a, 1)) for a in AXES]
+  if shape.count(-1) > 1:
+    raise ValueError(f'mesh={dict(sizes)}: only one axis may be -1')
+  if -1 in shape:
+    rest = -math.prod(shape)
+    if rest <= 0 or len(devices) % rest:
+      raise ValueError(
+          f'mesh={dict(sizes)}: {len(devices)} devices are not a multiple of '
+          f'{rest}'
+      )
+    shape[shape.index(-1)] = len(devices) // rest
+  if math.prod(shape) != len(devices):
+    raise ValueError(
+        f'mesh={dict(sizes)} needs {math.prod(shape)} devices, there are '
+        f'{len(devices)}; set one axis to -1'
+    )
+  return jax.make_mesh(
+      tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES),
+      devices=devices,
+  )
+
+
+def _spec(
+    path: str, axes: tuple[str | None, ...], shape: tuple[int, ...],
+    nbytes: int, mesh: Mesh, rules: Rules,
+) -> PartitionSpec:
+  table, spec, used = dict(rules), [], set()
+  for name, size in zip(axes, shape, strict=True):
+    axis = table.get(name)
+    if axis is None or axis in used or mesh.shape[axis] == 1:
+      spec.append(None)
+      continue
+    if size % mesh.shape[axis]:
+      raise ValueError(
+          f'{path}: axis {name!r} of size {size} does not divide over mesh '
+          f'axis {axis!r} of size {mesh.shape[axis]}; change `mesh` or `rules`'
+      )
+    spec.append(axis)
+    used.add(axis)
+  fsdp = mesh.shape['fsdp']
+  if rules and not used and fsdp > 1 and nbytes >= FALLBACK_BYTES:
+    fits = [i for i, size in enumerate(shape) if size % fsdp == 0]
+    if fits:
+      spec[max(fits, key=lambda i: shape[i])] = 'fsdp'
+  return PartitionSpec(*spec)
+
+
+def shard_params(axes: Axes, shapes: Params, mesh: Mesh, rules: Rules) -> Any:
+  """A `NamedSharding` for each parameter.
+
+  Args:
+    axes: logical names, one per dimension; see `Model.axes`.
+    shapes: tree of arrays or shape structs of the same structure.
+    mesh: from `make_mesh`.
+    rules: pairs (logical name, mesh axis); see `RULES`.
+
+  Raises:
+    ValueError: naming the path, the dimension and the mesh axis where a size
+      does not divide.
+  """
+
+  def one(path, leaf, names):
+    where = jax.tree_util.keystr(path, simple=True, separator='/')
+    nbytes = leaf.size * leaf.dtype.itemsize
+    return NamedSharding(
+        mesh, _spec(where, names, leaf.shape, nbytes, mesh, rules)
+    )
+
+  return jax.tree_util.tree_map_with_path(
+      one, shapes, axes,
+  )
+
+
+def shard_state(
+    method: Method, abstract: TrainState, mesh: Mesh, rules: Rules
+) -> TrainState:
+  """Shardings of a whole state, optimizer and averages after their params."""
+  whole = NamedSharding(mesh, PartitionSpec())
+
+  def of(name: str) -> Any:
+    role = method.roles[name]
+    if role.adapter is not None:  # small by construction
+      return jax.tree.map(lambda _: whole, abstract.params[name])
+    return shard_params(
+        role.model.axes(), abstract.params[name], mesh, rules
+    )
+
+  params = {n: of(n) for n in abstract.params}
+  opt = {
+      n: optax.tree_utils.tree_map_params(
+          method.roles[n].tx, lambda _, s: s, abstract.opt[n], params[n],
+          transform_non_params=lambda _: whole,
+      )
+      for n in abstract.opt
+  }
+  rest = jax.tree.map(lambda _: whole, abstract)
+  return rest.replace(
+      params=params, opt=opt, ema={n: params[n] for n in abstract.ema}
+  )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Examples over the data and fsdp axes."""
+  return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def check_batch(size: int, mesh: Mesh, micro_batches: int = 1) -> None:
+  """Raises where a global batch cannot be split evenly.
+
+  Raises:
+    ValueError: naming batch_size, the mesh and what would fit.
+  """
+  parts = math.prod(mesh.shape[a] for a in BATCH) * micro_batches
+  if size % parts:
+    raise ValueError(
+        f'batch_size={size} does not divide over {parts} = '
+        f"mesh data*fsdp ({parts // micro_batches}) * micro_batches "
+        f'({micro_batches}); use a multiple of {parts}'
+    )
+
+
+def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
+  """This process's examples as parts of global arrays on the mesh."""
+  sharding = batch_sharding(mesh)
+  return {
+      k: jax.make_array_from_process_local_data(sharding, v)
+      for k, v in batch.items()
+  }
+
+
+def place_rows(rows: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
+  """As `place_batch`, from rows of the whole batch known on every host."""
+  sharding = batch_sharding(mesh)
+  return {
+      k: jax.make_array_from_callback(v.shape, sharding, lambda i, v=v: v[i])
+      for k, v in rows.items()
+  }

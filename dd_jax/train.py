@@ -1,0 +1,298 @@
+# Copyright 2026 The dd_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The one training loop, for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import time
+from typing import Any
+
+from absl import logging
+from etils import epath
+import jax
+from jax.sharding import Mesh
+
+from dd_jax import build, checkpoint, console, flops, hooks, metrics, sharding
+from dd_jax import config as config_lib
+from dd_jax.data import pipeline
+from dd_jax.method import Method
+from dd_jax.model import Params
+from dd_jax.stages import Context
+from dd_jax.state import TrainState, init_state
+from dd_jax.step import eval_step, train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """A stage of kind 'train'.
+
+  Attributes:
+    method: `name` in the registry and the fields of its config.
+    roles: trainable networks; see `build.RoleConfig`.
+    data: `source` in the registry and its arguments.
+    batch_size: examples a step, over all hosts.
+    steps: steps in all.
+    frozen: networks that only serve; see `build.FrozenConfig`.
+    heldout: as `data`; its losses are reported every `eval_every` steps.
+    micro_batches: gradients are accumulated over this many slices of a batch.
+    log_every: steps between two records of metrics.
+    eval_every: steps between two evaluations, 0 for none.
+    eval_batches: batches of an evaluation.
+    save_every: steps between two checkpoints.
+    keep: checkpoints that are kept.
+    profile_first: step at which the profiler starts.
+    profile_steps: steps that it records, 0 for none.
+  """
+
+  method: Mapping[str, Any]
+  roles: Mapping[str, Any]
+  data: Mapping[str, Any]
+  batch_size: int
+  steps: int
+  frozen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  heldout: Mapping[str, Any] | None = None
+  micro_batches: int = 1
+  log_every: int = 50
+  eval_every: int = 0
+  eval_batches: int = 4
+  save_every: int = 1000
+  keep: int = 2
+  profile_first: int = 10
+  profile_steps: int = 0
+
+
+class Programs:
+  """Compiled train steps, one per tuple of updates, ahead of time.
+
+  A compiled program refuses other shapes instead of compiling again.
+  """
+
+  def __init__(self, method: Method, micro_batches: int, mesh: Mesh):
+    self._method, self._micro_batches = method, micro_batches
+    self._unroll = mesh.devices.flat[0].platform == 'cpu'
+    self._mesh = mesh
+    self.compiled: dict[Any, Any] = {}
+
+  def lower(self, updates: Any, state: Any, frozen: Any, batch: Any) -> Any:
+    """The program of a tuple of updates, lowered for the given shapes."""
+    step = functools.partial(
+        train_step, self._method, updates, self._micro_batches, self._unroll
+    )
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    return jax.jit(
+        step, donate_argnums=0,
+        out_shardings=(shardings, sharding.replicated(self._mesh)),
+    ).lower(state, frozen, batch)
+
+  def __call__(self, updates: Any, state: Any, frozen: Any, batch: Any) -> Any:
+    if updates not in self.compiled:
+      began = time.monotonic()
+      self.compiled[updates] = self.lower(
+          updates, state, frozen, batch
+      ).compile()
+      logging.info(
+          'compiled %s in %.1f s', [u.name for u in updates],
+          time.monotonic() - began,
+      )
+    return self.compiled[updates](state, frozen, batch)
+
+
+def _fresh_state(
+    method: Method, seed: int, sources: Mapping[str, Params | None],
+    mesh: Mesh, rules: str,
+) -> tuple[TrainState, TrainState]:
+  """An abstract state with shardings, and the function that makes it."""
+  make = functools.partial(init_state, method, jax.random.key(seed))
+  abstract = jax.eval_shape(make, sources)
+  shardings = sharding.shard_state(
+      method, abstract, mesh, sharding.RULES[rules]
+  )
+  abstract = jax.tree.map(
+      lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+      abstract, shardings,
+  )
+  return abstract, jax.jit(make, out_shardings=shardings)
+
+
+def evaluate_losses(
+    method: Method, state: TrainState, frozen: Mapping[str, Params],
+    source: Any, config: TrainConfig, mesh: Mesh, programs: dict[Any, Any],
+) -> dict[str, float]:
+  """Losses of the current updates on the first held-out batches."""
+  updates = method.updates(int(state.step))
+  if updates not in programs:
+    programs[updates] = jax.jit(
+        functools.partial(eval_step, method, updates)
+    )
+  iterator = pipeline.make_iterator(
+      source, batch_size=config.batch_size, seed=0, shuffle=False,
+      process_index=jax.process_index(), process_count=jax.process_count(),
+  )
+  history = []
+  for _ in range(config.eval_batches):
+    batch = sharding.place_batch(next(iterator), mesh)
+    history.append(programs[updates](state, frozen, batch))
+  return {f'heldout/{k}': v for k, v in metrics.reduce(history).items()}
+
+
+def train(
+    method: Method, config: TrainConfig, sources: Mapping[str, Params | None],
+    frozen: Mapping[str, Params], directory: epath.Path, *, name: str,
+    seed: int, mesh: Mesh, rules: str, resolve: build.Resolve,
+) -> TrainState:
+  """Trains to the last step, from the latest checkpoint if there is one.
+
+  Args:
+    method: what to train.
+    config: how long and on what.
+    sources: per role the tree its `init` takes.
+    frozen: parameters of the frozen networks, on the mesh.
+    directory: `checkpoints/`, `metrics.jsonl` and `tensorboard/` go there.
+    name: shown beside the progress bar.
+    seed: of initial parameters, data order and all randomness of steps.
+    mesh: see `sharding.make_mesh`.
+    rules: name of a sharding preset.
+    resolve: turns 'stage:name' in data paths into folders.
+
+  Returns:
+    The state after the last step.
+
+  Raises:
+    hooks.NotFinite: a metric is NaN or infinite.
+    hooks.Preempted: SIGTERM came; the state is saved.
+    ValueError: a batch that the mesh does not divide, bad data.
+  """
+  sharding.check_batch(config.batch_size, mesh, config.micro_batches)
+  source = build.build_source(config.data, resolve)
+  heldout = config.heldout and build.build_source(config.heldout, resolve)
+  iterator = pipeline.make_iterator(
+      source, batch_size=config.batch_size, seed=seed,
+      process_index=jax.process_index(), process_count=jax.process_count(),
+  )
+  abstract, fresh = _fresh_state(method, seed, sources, mesh, rules)
+  saver = checkpoint.Checkpointer(
+      directory / 'checkpoints', save_every=config.save_every,
+      keep=config.keep,
+  )
+  # 1. this run's own checkpoint, 2. the roles' `init`, 3. from scratch.
+  if saver.latest_step is None:
+    state = fresh(sources)
+  else:
+    state, iterator = saver.restore(abstract, iterator)
+  start = int(state.step)
+  writer = metrics.make_writer(directory, resume_at=start)
+  programs = Programs(method, config.micro_batches, mesh)
+  evaluations: dict[Any, Any] = {}
+  guard, throttle = hooks.NanGuard(directory), hooks.Throttle()
+  profile = hooks.Profile(
+      directory / 'profile', config.profile_first, config.profile_steps
+  )
+  history, batch, waited, flops_done = [], None, 0.0, 0
+  began = time.monotonic()
+
+  def report(step: int) -> str:
+    """Writes what has been gathered since the last report."""
+    nonlocal waited, flops_done, began
+    if not history:
+      return ''
+    values = metrics.reduce(history)
+    guard.check(step, values, batch)
+    seconds = time.monotonic() - began
+    speed = {
+        'time/steps_per_second': len(history) / seconds,
+        'time/examples_per_second':
+            len(history) * config.batch_size / seconds,
+        'time/data_wait': waited / seconds,
+    }
+    used = flops.utilisation(flops_done, seconds, mesh.devices.flatten())
+    if used is not None:
+      speed['time/mfu'] = used
+    writer.write_scalars(step, values | speed)
+    history.clear()
+    waited, flops_done, began = 0.0, 0, time.monotonic()
+    losses = [f'{k} {v:.4g}' for k, v in values.items() if k.endswith('/loss')]
+    return '  '.join(losses)
+
+  try:
+    with console.Progress(name, config.steps, start) as bar:
+      for step in range(start, config.steps):
+        # The order is law: evaluate, save, and only then advance the data, so
+        # that a resumed run sees the batch that comes next and no other.
+        if heldout and config.eval_every and step % config.eval_every == 0:
+          writer.write_scalars(step, evaluate_losses(
+              method, state, frozen, heldout, config, mesh, evaluations
+          ))
+        preempted = saver.reached_preemption(step)
+        if step > start and (preempted or saver.should_save(step)):
+          report(step)
+          saver.save(state, iterator, {'stage': name}, force=preempted)
+        if preempted:
+          saver.wait()
+          raise hooks.Preempted(
+              f'{name}: stopped by a signal, saved at step {step}; run the '
+              'same command again to go on'
+          )
+        asked = time.monotonic()
+        host_batch = next(iterator)
+        host_batch = method.collect(state.params, host_batch, step)
+        waited += time.monotonic() - asked
+        batch = host_batch
+        updates = method.updates(step)
+        profile.before(step)
+        state, outputs = programs(
+            updates, state, frozen, sharding.place_batch(batch, mesh)
+        )
+        profile.after(step + 1, outputs)
+        throttle.add(outputs)
+        # One step behind: step n is on its way while n-1 is read.
+        note = ''
+        if step % config.log_every == 0:
+          note = report(step)
+        history.append(outputs)
+        flops_done += config.batch_size * method.flops(updates)
+        bar.update(step + 1, note)
+      report(config.steps)
+    if heldout and config.eval_every:
+      writer.write_scalars(config.steps, evaluate_losses(
+          method, state, frozen, heldout, config, mesh, evaluations
+      ))
+    if saver.latest_step != config.steps:
+      saver.save(state, iterator, {'stage': name}, force=True)
+    saver.wait()
+  finally:
+    profile.close()
+    writer.close()
+    saver.close()
+  return state
+
+
+def run(context: Context) -> dict[str, Any]:
+  """Runs a stage of kind 'train' and exports its roles.
+
+  Returns:
+    `exports`, folder by role, and `hashes` by role.
+  """
+  config = config_lib.make(TrainConfig, context.config, context.name)
+  method, sources, frozen = build.build_method(
+      config.method, config.roles, config.frozen, config.steps,
+      context.resolve, context.mesh, context.rules,
+  )
+  state = train(
+      method, config, sources, frozen, context.directory, name=context.name,
+      seed=context.seed, mesh=context.mesh, rules=context.rules,
+      resolve=context.resolve,
+  )
+  exports, hashes = {}, {}
+  for name, role in method.roles.items():
+    params = state.ema.get(name, state.params[name])
+    if role.adapter is not None:
+      params = role.adapter.merge(frozen[role.adapter.base], params)
+    exports[name] = f'export/{name}-{config.steps}'
+    hashes[name] = checkpoint.export(
+        context.directory / exports[name], role.model, params,
+        {'stage': context.name, 'step': config.steps, 'seed': context.seed},
+    )
+  return {'exports': exports, 'hashes': hashes}

@@ -1,0 +1,264 @@
+# Copyright 2026 The dd_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The loop, shown on a method that it has never seen."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import toy_method
+
+from dd_jax import build
+from dd_jax import checkpoint
+from dd_jax import hooks
+from dd_jax import optim
+from dd_jax import sharding
+from dd_jax import stages
+from dd_jax import train
+
+
+@pytest.fixture
+def teacher(tmp_path, monkeypatch):
+  toy_method.register(monkeypatch)
+  model = toy_method.build({})
+  checkpoint.export(
+      tmp_path / 'teacher', model, model.init(jax.random.key(7)), {}
+  )
+  return tmp_path / 'teacher'
+
+
+def export_of(workdir, role, steps=12):
+  return checkpoint.load_params(workdir / 'run' / f'export/{role}-{steps}')
+
+
+def assert_trees_close(a, b, **tolerance):
+  jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b
+  )
+
+
+def make_parts(teacher, **kwargs):
+  """Method, programs and a state on one mesh, without the loop around."""
+  config = toy_method.make_config(teacher, **kwargs)
+  values = {k: v for k, v in config['stages']['run'].items() if k != 'kind'}
+  mesh = sharding.make_mesh(config['mesh'])
+  method, sources, frozen = build.build_method(
+      values['method'], values['roles'], values['frozen'], values['steps'],
+      pathlib.Path, mesh, config['rules'],
+  )
+  _, fresh = train._fresh_state(method, 0, sources, mesh, config['rules'])
+  programs = train.Programs(method, values['micro_batches'], mesh)
+  return method, programs, fresh(sources), frozen, mesh
+
+
+def run_steps(parts, first, last):
+  method, programs, state, frozen, mesh = parts
+  source = toy_method.Numbers(128)
+  states = []
+  for step in range(first, last):
+    rows = [source[(32 * step + i) % 128] for i in range(32)]
+    batch = {
+        'x': np.stack([r['x'] for r in rows]),
+        'index': np.arange(32 * step, 32 * step + 32, dtype=np.uint32),
+    }
+    state, _ = programs(
+        method.updates(step), state, frozen, sharding.place_batch(batch, mesh)
+    )
+    states.append(jax.device_get(state))
+  return states
+
+
+def test_new_method_runs_through_stages_and_exports(teacher, tmp_path):
+  records = stages.run(toy_method.make_config(teacher), tmp_path / 'w')
+  assert records['run']['complete']
+  lines = (tmp_path / 'w/run/metrics.jsonl').read_text().splitlines()
+  values = [json.loads(line) for line in lines]
+  critic = [v['critic/loss'] for v in values if 'critic/loss' in v]
+  assert len(critic) == 12
+  assert critic[-1] < critic[0]
+  # A student update at steps 0, 5 and 10, reported one step later.
+  assert [v['step'] for v in values if 'student/loss' in v] == [1, 6, 11]
+  assert list((tmp_path / 'w/run/tensorboard').glob('events*'))
+
+
+def test_each_tuple_of_updates_compiles_once(teacher):
+  parts = make_parts(teacher)
+  run_steps(parts, 0, 12)
+  method, programs = parts[:2]
+  # Critic alone, and the student's two sides: three programs for 12 steps.
+  assert len(programs.compiled) == 3
+  assert method.updates(0) != method.updates(5)
+  assert hash(method.updates(0)) == hash(method.updates(10))
+  assert {u.role for u in method.updates(0)} == {
+      u.role for u in method.updates(5)
+  }
+
+
+def test_ema_and_counts_move_only_with_their_role(teacher):
+  states = run_steps(make_parts(teacher), 0, 7)
+  counts = [
+      (int(s.updates['student']), int(s.updates['critic'])) for s in states
+  ]
+  assert counts == [(1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (2, 6), (2, 7)]
+  ema = [s.ema['student']['up']['kernel'] for s in states]
+  for i in range(1, 5):
+    np.testing.assert_array_equal(ema[i], ema[0])
+  assert np.abs(ema[5] - ema[4]).max() > 0
+  assert set(states[0].ema) == {'student'}
+  # The average after the second update, from its definition.
+  decay = min(0.9, (1 + 2) / (10 + 2))
+  new = states[5].params['student']['up']['kernel']
+  np.testing.assert_allclose(
+      ema[5], decay * ema[4] + (1 - decay) * new, rtol=1e-6, atol=1e-7
+  )
+
+
+def test_schedules_read_their_clock():
+  gradient = {'kernel': jnp.ones((2, 2))}
+  moved = {}
+  for clock in optim.CLOCKS:
+    config = optim.OptimizerConfig(
+        lr=1.0, weight_decay=0.0, clip=0.0, warmup=0.0, final=0.0, clock=clock
+    )
+    tx = optim.make_optimizer(config, total=100)
+    update, _ = tx.update(
+        gradient, tx.init(gradient), gradient,
+        clocks={'step': jnp.int32(50), 'updates': jnp.int32(10)},
+    )
+    moved[clock] = float(update['kernel'][0, 0])
+  np.testing.assert_allclose(moved['step'], -0.5, rtol=1e-5)
+  np.testing.assert_allclose(moved['updates'], -0.9, rtol=1e-5)
+
+
+def test_untrainable_parameters_stay_fixed():
+  params = {'up': {'kernel': jnp.ones((2, 2))}, 'down': {'kernel': jnp.ones(2)}}
+  config = optim.OptimizerConfig(trainable='^up/')
+  tx = optim.make_optimizer(config, total=10)
+  update, _ = tx.update(
+      params, tx.init(params), params,
+      clocks={'step': jnp.int32(5), 'updates': jnp.int32(5)},
+  )
+  assert float(jnp.abs(update['up']['kernel']).min()) > 0
+  assert float(jnp.abs(update['down']['kernel']).max()) == 0
+
+
+@pytest.mark.parametrize('unroll', [True, False])
+def test_micro_batches_match_the_full_batch(teacher, unroll):
+  whole = run_steps(make_parts(teacher), 0, 6)[-1]
+  parts = make_parts(
+      teacher, micro_batches=4, mesh=dict(data=8)
+  )
+  parts[1]._unroll = unroll
+  split = run_steps(parts, 0, 6)[-1]
+  assert_trees_close(whole.params, split.params, rtol=2e-5, atol=1e-6)
+  assert_trees_close(whole.aux, split.aux, rtol=1e-5, atol=1e-6)
+
+
+def test_sharded_equals_unsharded(teacher):
+  one = make_parts(teacher, mesh=dict(data=8))
+  many = make_parts(
+      teacher, rules='fsdp_tp', mesh=dict(data=2, fsdp=2, tensor=2)
+  )
+  kernel = many[2].params['critic']['up']['kernel']
+  assert len({s.index for s in map(str_index, kernel.addressable_shards)}) == 4
+  moment = jax.tree.leaves(many[2].opt['critic'])
+  assert any(not m.sharding.is_fully_replicated for m in moment)
+  a, b = run_steps(one, 0, 6)[-1], run_steps(many, 0, 6)[-1]
+  assert_trees_close(a.params, b.params, rtol=2e-5, atol=1e-6)
+  assert_trees_close(a.ema, b.ema, rtol=2e-5, atol=1e-6)
+
+
+class str_index:  # noqa: N801 - shard indices are unhashable slices
+
+  def __init__(self, shard):
+    self.index = str(shard.index)
+
+
+def test_adapter_trains_only_the_correction(teacher, tmp_path):
+  states = run_steps(make_parts(teacher), 0, 6)
+  adapter = states[-1].params['adapter']
+  assert set(adapter['up']) == {'kernel_a', 'kernel_b'}
+  assert adapter['up']['kernel_a'].shape == (4, 2)
+  assert np.abs(adapter['up']['kernel_b']).max() > 0
+  stages.run(toy_method.make_config(teacher), tmp_path / 'w')
+  base = checkpoint.load_params(teacher)
+  merged = export_of(tmp_path / 'w', 'adapter')
+  assert jax.tree.structure(base) == jax.tree.structure(merged)
+  delta = merged['up']['kernel'] - base['up']['kernel']
+  assert np.linalg.matrix_rank(delta, tol=1e-6) == 2
+  np.testing.assert_array_equal(merged['up']['bias'], base['up']['bias'])
+
+
+def test_resume_is_bitwise(teacher, tmp_path, monkeypatch):
+  straight = toy_method.make_config(teacher, steps=12, save_every=5)
+  stages.run(straight, tmp_path / 'a')
+
+  class Killed(Exception):
+    pass
+
+  add = hooks.Throttle.add
+  calls = []
+
+  def killing(self, outputs):
+    calls.append(1)
+    if len(calls) == 8:
+      raise Killed
+    add(self, outputs)
+
+  monkeypatch.setattr(hooks.Throttle, 'add', killing)
+  with pytest.raises(Killed):
+    stages.run(straight, tmp_path / 'b')
+  monkeypatch.setattr(hooks.Throttle, 'add', add)
+  stages.run(straight, tmp_path / 'b')
+  for role in ('student', 'critic', 'adapter'):
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        export_of(tmp_path / 'a', role), export_of(tmp_path / 'b', role),
+    )
+  read = lambda w: [
+      {k: v for k, v in json.loads(line).items() if 'time/' not in k}
+      for line in (w / 'run/metrics.jsonl').read_text().splitlines()
+  ]
+  assert [r for r in read(tmp_path / 'a') if r['step'] > 5] == [
+      r for r in read(tmp_path / 'b') if r['step'] > 5
+  ]
+
+
+def test_export_loads_in_one_line_of_orbax(teacher, tmp_path):
+  stages.run(toy_method.make_config(teacher), tmp_path / 'w')
+  path = tmp_path / 'w/run/export/student-12'
+  params = ocp.StandardCheckpointer().restore(path / 'params')
+  assert set(params) == {'up', 'down'}
+  assert params['up']['kernel'].shape == (4, 8)
+  assert json.loads((path / 'model.json').read_text())['family'] == 'mlp'
+  model, loaded = checkpoint.load(path)
+  assert model.family == 'mlp'
+  jax.tree.map(np.testing.assert_array_equal, params, loaded)
+
+
+def test_nan_in_the_data_stops_the_run_and_names_the_step(teacher, tmp_path):
+  config = toy_method.make_config(teacher, bad=3, save_every=2)
+  with pytest.raises(hooks.NotFinite, match='/(loss|seen|grad_norm) is not finite'):
+    stages.run(config, tmp_path / 'w')
+  report = json.loads((tmp_path / 'w/run/nan.json').read_text())
+  assert len(report['index']) == 32
+  assert not stages.read_record(tmp_path / 'w/run')['complete']
+
+
+def test_profile_window_closes(teacher, tmp_path):
+  config = toy_method.make_config(teacher)
+  config['stages']['run'] |= dict(profile_first=2, profile_steps=2)
+  stages.run(config, tmp_path / 'w')
+  assert list((tmp_path / 'w/run/profile').rglob('*.xplane.pb'))
+
+
+def test_batch_that_the_mesh_does_not_divide(teacher, tmp_path):
+  config = toy_method.make_config(teacher, micro_batches=3)
+  with pytest.raises(ValueError, match='batch_size=32 .*multiple of 24'):
+    stages.run(config, tmp_path / 'w')
