@@ -18,14 +18,15 @@ SIZES = {
     'tiny': dict(
         source=dict(source='digits'), image_size=8, ch=8, ch_mult=(1, 2),
         z_channels=4, vocab_size=16, patch_nums=(1, 2, 4), width=16, heads=2,
-        depth=2, t_set=(0, 1), split=1, pairs=64, shard=32, batch=16,
+        depth=2, t_set=(0, 1), split=1, involved=(1, 2), pairs=64, shard=32, batch=16,
         samples=32, steps=dict(judge=4, tokenizer=4, teacher=4, student=4),
+        save_every=2,
     ),
     'digits': dict(
-        source=dict(source='digits'), image_size=8, ch=32, ch_mult=(1, 2),
+        source=dict(source='digits'), image_size=8, ch=16, ch_mult=(1, 2),
         z_channels=8, vocab_size=64, patch_nums=(1, 2, 3, 4), width=64,
-        heads=4, depth=3, t_set=(0, 2), split=2, pairs=16384, shard=2048,
-        batch=128, samples=5000,
+        heads=4, depth=3, t_set=(0, 2), split=2, involved=(1, 3), pairs=16384,
+        shard=2048, batch=128, samples=5000,
         steps=dict(judge=500, tokenizer=600, teacher=1500, student=2500),
     ),
 }
@@ -46,6 +47,9 @@ def get_config(arg: str = 'digits') -> ConfigDict:
 
   train = dict(size['source'], split='train')
   heldout = dict(size['source'], split='heldout')
+  common = dict(
+      batch_size=size['batch'], save_every=size.get('save_every', 500)
+  )
   transformer = dict(
       num_classes=10, depth=size['depth'], width=size['width'],
       heads=size['heads'], patch_nums=size['patch_nums'],
@@ -64,7 +68,7 @@ def get_config(arg: str = 'digits') -> ConfigDict:
               optimizer=dict(lr=2e-3, weight_decay=0.05),
           )),
           data=train, heldout=heldout, eval_every=size['steps']['judge'],
-          batch_size=size['batch'], steps=size['steps']['judge'],
+          steps=size['steps']['judge'], **common,
       ),
       tokenizer=dict(
           kind='train',
@@ -82,7 +86,7 @@ def get_config(arg: str = 'digits') -> ConfigDict:
               ema=0.99,
           )),
           data=train, heldout=heldout, eval_every=200,
-          batch_size=size['batch'], steps=size['steps']['tokenizer'],
+          steps=size['steps']['tokenizer'], **common,
       ),
       teacher=dict(
           kind='train',
@@ -94,7 +98,7 @@ def get_config(arg: str = 'digits') -> ConfigDict:
           )),
           frozen=dict(vae='stage:tokenizer'),
           data=train, heldout=heldout, eval_every=100,
-          batch_size=size['batch'], steps=size['steps']['teacher'],
+          steps=size['steps']['teacher'], **common,
       ),
       trajectories=dict(
           kind='generate',
@@ -119,7 +123,16 @@ def get_config(arg: str = 'digits') -> ConfigDict:
           )),
           frozen=dict(vae='stage:tokenizer'),
           data=dict(source='pairs', path='stage:trajectories'),
-          batch_size=size['batch'], steps=size['steps']['student'],
+          steps=size['steps']['student'], **common,
       ),
+  )
+  config.stages.evaluate = dict(
+      kind='evaluate',
+      teacher='stage:teacher', student='stage:student', vae='stage:tokenizer',
+      judge='stage:judge', pairs='stage:trajectories',
+      reference=size['source'],
+      t_lists=dict(student_1=size['t_set'][:1], student_2=size['t_set']),
+      split=size['split'], involved=size['involved'], skips=(1, 2),
+      samples=size['samples'], batch_size=min(500, size['samples']),
   )
   return config

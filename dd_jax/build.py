@@ -134,9 +134,13 @@ def _role(
     raise ValueError(f'roles.{name} needs a model or an init')
   model = build_model(config.model) if config.model else origin
   if origin is None:
-    init = lambda key, _: model.init(key)
+
+    def init(key, _):
+      return model.init(key)
   elif origin.family == model.family:
-    init = lambda key, source: source
+
+    def init(_, source):
+      return source
   elif 'adopt' in model.fns:
     init = model.fns['adopt']
   else:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two artefacts on disk: resume checkpoints and exports.
 
-    <stage>/checkpoints/<step>/   sharded: params, ema, opt, data, meta
+    <stage>/checkpoints/<step>/   sharded: params, ema, opt; meta: data position
     <stage>/export/<role>-<step>/ params/ (plain nested dict), model.json,
                                   README.md
 
@@ -16,11 +16,9 @@ from collections.abc import Mapping
 import dataclasses
 import hashlib
 import json
-import logging as std_logging
 import shutil
 from typing import Any
 
-from absl import logging
 from etils import epath
 import jax
 from jax.experimental import multihost_utils
@@ -49,9 +47,6 @@ class Checkpointer:
   def __init__(
       self, directory: epath.Path, *, save_every: int, keep: int
   ):
-    # Orbax logs every step of every save at warning level.
-    logging.get_absl_logger()
-    std_logging.getLogger('orbax').setLevel(std_logging.ERROR)
     self._manager = ocp.CheckpointManager(
         directory,
         options=ocp.CheckpointManagerOptions(
@@ -74,13 +69,15 @@ class Checkpointer:
       force: bool = False,
   ) -> None:
     """Starts an asynchronous, atomic save under the state's own step."""
-    import grain  # pylint: disable=g-import-not-at-top
-
     items = {
         'params': ocp.args.StandardSave(state.params),
         'opt': ocp.args.StandardSave(_rest(state)),
-        'data': grain.checkpoint.CheckpointSave(iterator),
-        'meta': ocp.args.JsonSave({'format_version': FORMAT_VERSION, **meta}),
+        # The state of the data is a count of batches, the same on all hosts:
+        # kept here, a run can go on with another number of hosts.
+        'meta': ocp.args.JsonSave({
+            'format_version': FORMAT_VERSION, 'data': iterator.get_state(),
+            **meta,
+        }),
     }
     if state.ema:
       items['ema'] = ocp.args.StandardSave(state.ema)
@@ -90,7 +87,7 @@ class Checkpointer:
 
   def restore(
       self, abstract: TrainState, iterator: Any
-  ) -> tuple[TrainState, Any]:
+  ) -> TrainState:
     """The latest save, laid out as `abstract` says.
 
     Args:
@@ -100,13 +97,11 @@ class Checkpointer:
     Raises:
       ValueError: when the files cannot be read or do not fit, naming them.
     """
-    import grain  # pylint: disable=g-import-not-at-top
-
     step = self._manager.latest_step()
     items = {
         'params': ocp.args.StandardRestore(abstract.params),
         'opt': ocp.args.StandardRestore(_rest(abstract)),
-        'data': grain.checkpoint.CheckpointRestore(iterator),
+        'meta': ocp.args.JsonRestore(),
     }
     if abstract.ema:
       items['ema'] = ocp.args.StandardRestore(abstract.ema)
@@ -123,7 +118,8 @@ class Checkpointer:
         params=out['params'], ema=out.get('ema') or {}, opt=opt.pop('opt'),
         aux=opt.pop('aux', {}), **opt,
     )
-    return state, out['data']
+    iterator.set_state(out['meta']['data'])
+    return state
 
   def wait(self) -> None:
     self._manager.wait_until_finished()

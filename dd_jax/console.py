@@ -14,10 +14,16 @@ import rich.progress
 import rich.table
 
 _LINE_SECONDS = 10.0  # between lines where no terminal can redraw a bar
+_FILE_COLUMNS = 200  # where output is not a terminal, tables are not cut
 
 
 def _stream(stderr: bool = False) -> rich.console.Console:
-  return rich.console.Console(stderr=stderr, highlight=False, soft_wrap=True)
+  console = rich.console.Console(
+      stderr=stderr, highlight=False, soft_wrap=True
+  )
+  if not console.is_terminal:
+    console.width = _FILE_COLUMNS
+  return console
 
 
 def say(text: str) -> None:
@@ -44,8 +50,7 @@ def table(
     out.add_row(*(
         f'{x:.4g}' if isinstance(x, float) else str(x) for x in row
     ))
-  console = _stream()
-  console.print(out, width=None if console.is_terminal else 160)
+  _stream().print(out)
 
 
 class Progress:

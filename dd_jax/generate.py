@@ -151,7 +151,12 @@ def run(context: Context) -> dict[str, Any]:
   folder = context.directory / 'data'
   writer = pairs.PairWriter(folder, manifest)
   program = make_program(config, models['teacher'], models['vae'], mesh)
-  todo = writer.pending()
+  # What host 0 sees: it is the one that writes.
+  pending = np.zeros(manifest.num_shards, bool)
+  pending[writer.pending()] = True
+  if jax.process_count() > 1:
+    pending = multihost_utils.broadcast_one_to_all(pending)
+  todo = np.flatnonzero(pending).tolist()
   done = config.pairs - sum(len(manifest.shard_ids(s)) for s in todo)
   throttle = hooks.Throttle()
   with console.Progress(context.name, config.pairs, done) as bar:

@@ -35,7 +35,7 @@ _COORDINATOR = flags.DEFINE_string(
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Hosts in all.')
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Number of this host.')
 
-_EXPECTED = (ValueError, OSError, FloatingPointError)
+_EXPECTED = (ValueError, OSError, FloatingPointError, ImportError)
 _EXIT_PREEMPTED = 143  # as if the signal had ended the process
 
 
@@ -64,10 +64,15 @@ def connect() -> None:
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments {argv[1:]}')
+  # Orbax and Grain tell of every file at level info.
+  logging.set_verbosity(
+      logging.WARNING if flags.FLAGS['verbosity'].using_default_value
+      else flags.FLAGS.verbosity
+  )
   connect()
   config = _CONFIG.value.to_dict()
   workdir = epath.Path(_WORKDIR.value or f'runs/{config["name"]}')
-  if 'compilation_cache' in config and config['compilation_cache']:
+  if config['compilation_cache']:
     jax.config.update(
         'jax_compilation_cache_dir', config['compilation_cache']
     )

@@ -181,7 +181,7 @@ def train(
   if saver.latest_step is None:
     state = fresh(sources)
   else:
-    state, iterator = saver.restore(abstract, iterator)
+    state = saver.restore(abstract, iterator)
   start = int(state.step)
   writer = metrics.make_writer(directory, resume_at=start)
   programs = Programs(method, config.micro_batches, mesh)

@@ -42,7 +42,10 @@ def build(config):
   config = config_lib.make(MlpConfig, config, 'mlp')
   module = Mlp(config.width)
   init, axes = layers.pure(module, jax.ShapeDtypeStruct((1, 4), jnp.float32))
-  forward = lambda p, x: module.apply({'params': p}, x)
+
+  def forward(params, x):
+    return module.apply({'params': params}, x)
+
   return Model(
       'mlp', config, init, {'forward': forward}, axes,
       lambda: 16 * config.width,

@@ -14,13 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 import toy_method
 
-from dd_jax import build
-from dd_jax import checkpoint
-from dd_jax import hooks
-from dd_jax import optim
-from dd_jax import sharding
-from dd_jax import stages
-from dd_jax import train
+from dd_jax import build, checkpoint, hooks, optim, sharding, stages, train
 
 
 @pytest.fixture
@@ -35,6 +29,14 @@ def teacher(tmp_path, monkeypatch):
 
 def export_of(workdir, role, steps=12):
   return checkpoint.load_params(workdir / 'run' / f'export/{role}-{steps}')
+
+
+def losses_by_step(workdir):
+  lines = (workdir / 'run/metrics.jsonl').read_text().splitlines()
+  return {
+      r['step']: {k: v for k, v in r.items() if not k.startswith('time/')}
+      for r in map(json.loads, lines)
+  }
 
 
 def assert_trees_close(a, b, **tolerance):
@@ -166,18 +168,12 @@ def test_sharded_equals_unsharded(teacher):
       teacher, rules='fsdp_tp', mesh=dict(data=2, fsdp=2, tensor=2)
   )
   kernel = many[2].params['critic']['up']['kernel']
-  assert len({s.index for s in map(str_index, kernel.addressable_shards)}) == 4
+  assert len({str(s.index) for s in kernel.addressable_shards}) == 4
   moment = jax.tree.leaves(many[2].opt['critic'])
   assert any(not m.sharding.is_fully_replicated for m in moment)
   a, b = run_steps(one, 0, 6)[-1], run_steps(many, 0, 6)[-1]
   assert_trees_close(a.params, b.params, rtol=2e-5, atol=1e-6)
   assert_trees_close(a.ema, b.ema, rtol=2e-5, atol=1e-6)
-
-
-class str_index:  # noqa: N801 - shard indices are unhashable slices
-
-  def __init__(self, shard):
-    self.index = str(shard.index)
 
 
 def test_adapter_trains_only_the_correction(teacher, tmp_path):
@@ -221,13 +217,10 @@ def test_resume_is_bitwise(teacher, tmp_path, monkeypatch):
         np.testing.assert_array_equal,
         export_of(tmp_path / 'a', role), export_of(tmp_path / 'b', role),
     )
-  read = lambda w: [
-      {k: v for k, v in json.loads(line).items() if 'time/' not in k}
-      for line in (w / 'run/metrics.jsonl').read_text().splitlines()
-  ]
-  assert [r for r in read(tmp_path / 'a') if r['step'] > 5] == [
-      r for r in read(tmp_path / 'b') if r['step'] > 5
-  ]
+  a, b = (losses_by_step(tmp_path / name) for name in 'ab')
+  assert {k: v for k, v in a.items() if k > 5} == {
+      k: v for k, v in b.items() if k > 5
+  }
 
 
 def test_export_loads_in_one_line_of_orbax(teacher, tmp_path):
@@ -244,7 +237,7 @@ def test_export_loads_in_one_line_of_orbax(teacher, tmp_path):
 
 def test_nan_in_the_data_stops_the_run_and_names_the_step(teacher, tmp_path):
   config = toy_method.make_config(teacher, bad=3, save_every=2)
-  with pytest.raises(hooks.NotFinite, match='/(loss|seen|grad_norm) is not finite'):
+  with pytest.raises(hooks.NotFinite, match='is not finite at or before'):
     stages.run(config, tmp_path / 'w')
   report = json.loads((tmp_path / 'w/run/nan.json').read_text())
   assert len(report['index']) == 32

@@ -1,0 +1,464 @@
+# Copyright 2026 The dd_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Noise-to-data pairs on disk: ArrayRecord shards beside a manifest.
+
+A set of pairs is a folder on a local or mounted file system:
+
+    manifest.json                      what the pairs are, hash of each shard
+    pairs-00000-of-00002.array_record  pairs [0, shard_size)
+    pairs-00001-of-00002.array_record  pairs [shard_size, pairs)
+
+The noise of a pair is not stored: it is a function of `seed` and `pair_id`. A
+record is packed and little-endian: pair_id u8, seed u4, label i4, and one u2
+code index for each of the `length` tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+import uuid
+
+from array_record.python import array_record_module
+import grain
+import numpy as np
+
+from dd_jax.data import sources
+
+FORMAT_VERSION = 1
+_MANIFEST = 'manifest.json'
+_READ_AS = {  # types that JAX keeps with 64-bit types off
+    'pair_id': np.uint32,
+    'seed': np.uint32,
+    'label': np.int32,
+    'indices': np.int32,
+}
+# Grain wants one record to a group. Codes hardly compress, and what a
+# compressor writes depends on its version, which would break byte-identity.
+_WRITER_OPTIONS = 'group_size:1,uncompressed'
+_IN_MEMORY_BYTES = 2**31  # smaller sets are held in memory by default
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+  """A finished file: its size in bytes and its SHA-256 in hexadecimal."""
+
+  size: int
+  sha256: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+  """What a set of pairs is.
+
+  Attributes:
+    pairs: number of pairs; pair ids are [0, pairs).
+    shard_size: pairs in each shard; the last one may hold fewer.
+    length: code indices in a pair.
+    vocab_size: indices lie in [0, vocab_size), at most 65,536.
+    num_classes: labels lie in [0, num_classes).
+    provenance: how the pairs were made, as JSON: hash of the teacher, cfg,
+      top_k, top_p, solver, steps, micro_batch, ...
+    shards: the finished files in order; empty until `PairWriter.finalize`.
+  """
+
+  pairs: int
+  shard_size: int
+  length: int
+  vocab_size: int
+  num_classes: int
+  provenance: Mapping[str, Any]
+  shards: tuple[Shard, ...] = ()
+
+  def __post_init__(self):
+    for name in ('shard_size', 'length', 'num_classes'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name} must be positive: {getattr(self, name)}')
+    if not 1 <= self.pairs <= 2**32:  # readers hand ids on as uint32
+      raise ValueError(f'pairs must lie in [1, 2**32], got {self.pairs}')
+    if not 1 <= self.vocab_size <= 2**16:  # an index is stored as uint16
+      raise ValueError(
+          f'vocab_size must lie in [1, 65536], got {self.vocab_size}'
+      )
+    if len(self.shards) not in (0, self.num_shards):
+      raise ValueError(
+          f'{len(self.shards)} shards are recorded of {self.num_shards}'
+      )
+
+  @property
+  def dtype(self) -> np.dtype:
+    """Layout of one record."""
+    return np.dtype(
+        [
+            ('pair_id', '<u8'),
+            ('seed', '<u4'),
+            ('label', '<i4'),
+            ('indices', '<u2', (self.length,)),
+        ]
+    )
+
+  @property
+  def num_shards(self) -> int:
+    return -(-self.pairs // self.shard_size)
+
+  def shard_name(self, shard: int) -> str:
+    return f'pairs-{shard:05d}-of-{self.num_shards:05d}.array_record'
+
+  def shard_ids(self, shard: int) -> range:
+    """Returns the pair ids that belong to `shard`."""
+    if not 0 <= shard < self.num_shards:
+      raise ValueError(f'there is no shard {shard} of {self.num_shards}')
+    start = shard * self.shard_size
+    return range(start, min(start + self.shard_size, self.pairs))
+
+  def to_json(self) -> str:
+    fields = {'format_version': FORMAT_VERSION, **dataclasses.asdict(self)}
+    return json.dumps(fields, indent=2, allow_nan=False) + '\n'
+
+
+def read_manifest(path: str | os.PathLike[str]) -> Manifest:
+  """Reads the manifest of the set of pairs in the folder `path`.
+
+  Raises:
+    FileNotFoundError: there is none.
+    ValueError: it is damaged or its format is newer than this library; the
+      message names the file.
+  """
+  file = _folder(path) / _MANIFEST
+  if not file.exists():
+    raise FileNotFoundError(f'{file} is missing: this is no set of pairs')
+  try:
+    fields = json.loads(file.read_text())
+    version = fields.pop('format_version')
+    if version <= FORMAT_VERSION:
+      fields['shards'] = tuple(Shard(**shard) for shard in fields['shards'])
+      return Manifest(**fields)
+  except (AttributeError, KeyError, TypeError, ValueError) as e:
+    raise ValueError(f'{file} is damaged: {e!r}') from e
+  raise ValueError(
+      f'{file} has format {version}, newer than format {FORMAT_VERSION} of '
+      'this library: upgrade dd_jax'
+  )
+
+
+class PairWriter:
+  """Writes a set of pairs shard by shard, in any order and over many runs.
+
+  A shard is there in full or not at all, and the same pairs give the same
+  bytes. Processes may share the folder if each writes shards of its own; one
+  of them then calls `finalize`.
+  """
+
+  def __init__(self, path: str | os.PathLike[str], manifest: Manifest):
+    """Starts a set of pairs, or goes on with one.
+
+    Args:
+      path: folder of the set, made if missing.
+      manifest: what the pairs are, without `shards`.
+
+    Raises:
+      ValueError: the folder is no local or mounted one, or it holds pairs of
+        another kind; the message names the fields that differ.
+    """
+    self._path = _folder(path)
+    self._manifest = dataclasses.replace(manifest, shards=())
+    self._path.mkdir(parents=True, exist_ok=True)
+    if (self._path / _MANIFEST).exists():
+      stored = read_manifest(self._path)
+      _check_same(self._path / _MANIFEST, stored, self._manifest)
+    else:
+      self._write_manifest(self._manifest)
+
+  def pending(self) -> list[int]:
+    """Returns the shards that are missing or damaged, in order.
+
+    It reads every file; in a finished set it also compares the hashes.
+    """
+    manifest = read_manifest(self._path)
+    shards = []
+    for shard in range(manifest.num_shards):
+      try:
+        _check_file(self._path, manifest, shard)
+        _read_records(self._path, manifest, shard)
+      except (FileNotFoundError, ValueError):
+        shards.append(shard)
+    return shards
+
+  def write(
+      self, shard: int, *, seed: int, label: np.ndarray, indices: np.ndarray
+  ) -> None:
+    """Writes all pairs of one shard, and only then gives the file its name.
+
+    Args:
+      shard: which one; its pairs are `Manifest.shard_ids(shard)`, N of them.
+      seed: of the noise, in [0, 2**32).
+      label: integers (N,) in [0, num_classes).
+      indices: integers (N, length) in [0, vocab_size).
+
+    Raises:
+      ValueError: wrong shapes or values out of range; nothing is written.
+    """
+    manifest = self._manifest
+    ids = np.asarray(manifest.shard_ids(shard))
+    _check_integers('label', label, (len(ids),))
+    _check_integers('indices', indices, (len(ids), manifest.length))
+    if not 0 <= seed < 2**32:
+      raise ValueError(f'seed must lie in [0, 2**32), got {seed}')
+    _check_values(self._path, manifest, ids, label, indices)
+    records = np.empty(len(ids), manifest.dtype)
+    records['pair_id'] = ids
+    records['seed'] = seed
+    records['label'] = label
+    records['indices'] = indices
+    file = self._path / manifest.shard_name(shard)
+    # The name is fixed, so that the next attempt writes over a killed one.
+    part = file.with_name(f'{file.name}.part')
+    writer = array_record_module.ArrayRecordWriter(str(part), _WRITER_OPTIONS)
+    for record in records:
+      writer.write(record.tobytes())
+    writer.close()
+    _publish(part, file)
+
+  def finalize(self) -> Manifest:
+    """Records the hashes of all shards, which completes the set.
+
+    Returns:
+      The manifest as written.
+
+    Raises:
+      FileNotFoundError: a shard is missing.
+      ValueError: a shard is damaged; the message names the file.
+    """
+    shards = []
+    for shard in range(self._manifest.num_shards):
+      file = _check_file(self._path, self._manifest, shard)
+      _read_records(self._path, self._manifest, shard)
+      shards.append(Shard(file.stat().st_size, _sha256(file)))
+    manifest = dataclasses.replace(self._manifest, shards=tuple(shards))
+    self._write_manifest(manifest)
+    return manifest
+
+  def _write_manifest(self, manifest: Manifest) -> None:
+    # Processes that start together may all come here, with the same text.
+    part = self._path / f'{_MANIFEST}.{uuid.uuid4().hex}.part'
+    part.write_text(manifest.to_json())
+    _publish(part, self._path / _MANIFEST)
+
+
+class PairSource:
+  """A finished set of pairs as a `sources.BatchSource`.
+
+  Records are `pair_id` uint32, `seed` uint32, `label` int32 and `indices`
+  int32 (length,); record `i` is the pair with id `i`.
+
+  Attributes:
+    manifest: what the pairs are.
+  """
+
+  def __init__(
+      self,
+      path: str | os.PathLike[str],
+      *,
+      in_memory: bool | None = None,
+      verify: bool = True,
+  ):
+    """Opens the set of pairs in the folder `path`.
+
+    Args:
+      path: folder of the set.
+      in_memory: holds all records in memory; None does so below 2 GiB.
+      verify: compares every file with its hash in the manifest.
+
+    Raises:
+      FileNotFoundError: the manifest or a shard is missing.
+      ValueError: the set is not finished, its format is too new, or a shard
+        is truncated, changed or holds values out of range; the message names
+        the file.
+    """
+    self._path = _folder(path)
+    self.manifest = read_manifest(self._path)
+    if not self.manifest.shards:
+      raise ValueError(
+          f'{self._path / _MANIFEST} is of an unfinished set: run the stage '
+          'that makes the pairs again'
+      )
+    if in_memory is None:
+      size = self.manifest.pairs * self.manifest.dtype.itemsize
+      in_memory = size < _IN_MEMORY_BYTES
+    files = [
+        _check_file(self._path, self.manifest, shard, verify=verify)
+        for shard in range(self.manifest.num_shards)
+    ]
+    self._records = self._files = None
+    if in_memory:
+      self._records = np.empty(self.manifest.pairs, self.manifest.dtype)
+      for shard in range(self.manifest.num_shards):
+        ids = self.manifest.shard_ids(shard)
+        self._records[ids.start : ids.stop] = _read_records(
+            self._path, self.manifest, shard
+        )
+    else:
+      self._files = grain.sources.ArrayRecordDataSource(
+          [str(file) for file in files]
+      )
+
+  def __len__(self) -> int:
+    return self.manifest.pairs
+
+  def __getitem__(self, i: int) -> sources.Record:
+    if not 0 <= i < len(self):
+      raise IndexError(f'there is no pair {i} of {len(self)}')
+    return {name: a[0] for name, a in self.take(np.array([i])).items()}
+
+  def take(self, rows: np.ndarray) -> sources.Batch:
+    if self._records is not None:
+      records = self._records[rows]
+    else:
+      # Three times as fast as `__getitems__`, which starts threads each time.
+      raw = [self._files[int(row)] for row in rows]
+      records = _unpack(self._path, self.manifest, rows, raw)
+    return {k: records[k].astype(dtype) for k, dtype in _READ_AS.items()}
+
+
+def _folder(path: str | os.PathLike[str]) -> pathlib.Path:
+  if '://' in os.fspath(path):
+    raise ValueError(
+        f'{os.fspath(path)}: ArrayRecord needs a local or mounted file system'
+    )
+  return pathlib.Path(path)
+
+
+def _check_file(
+    path: pathlib.Path, manifest: Manifest, shard: int, *, verify: bool = True
+) -> pathlib.Path:
+  """Returns the file of a shard if it is there and as `shards` has it."""
+  file = path / manifest.shard_name(shard)
+  if not file.exists():
+    raise FileNotFoundError(f'{file} is missing')
+  if not manifest.shards:
+    return file
+  size, expected = file.stat().st_size, manifest.shards[shard]
+  if size != expected.size:
+    raise ValueError(
+        f'{file} has {size} bytes instead of {expected.size}: it is truncated '
+        'or not the file that was written'
+    )
+  if verify and (sha256 := _sha256(file)) != expected.sha256:
+    raise ValueError(
+        f'{file} was changed: its SHA-256 is {sha256}, the manifest says '
+        f'{expected.sha256}'
+    )
+  return file
+
+
+def _read_records(
+    path: pathlib.Path, manifest: Manifest, shard: int
+) -> np.ndarray:
+  """Reads and checks all records of a shard."""
+  file = path / manifest.shard_name(shard)
+  try:
+    reader = array_record_module.ArrayRecordReader(str(file))
+    raw = reader.read_all()
+    reader.close()
+  except RuntimeError as e:
+    raise ValueError(f'{file} is truncated or damaged: {e}') from e
+  ids = np.asarray(manifest.shard_ids(shard))
+  if len(raw) != len(ids):
+    raise ValueError(f'{file} holds {len(raw)} pairs instead of {len(ids)}')
+  return _unpack(path, manifest, ids, raw)
+
+
+def _unpack(
+    path: pathlib.Path, manifest: Manifest, ids: np.ndarray, raw: list[bytes]
+) -> np.ndarray:
+  """Decodes and checks the records of the pairs `ids`."""
+  size = manifest.dtype.itemsize
+  for i, record in zip(ids, raw, strict=True):
+    if len(record) != size:
+      raise ValueError(
+          f'{_where(path, manifest, i)} has {len(record)} bytes instead of '
+          f'{size}'
+      )
+  records = np.frombuffer(b''.join(raw), manifest.dtype)
+  if (wrong := records['pair_id'] != ids).any():
+    first = np.argmax(wrong)
+    raise ValueError(
+        f'{_where(path, manifest, ids[first])} says that it is pair '
+        f'{records["pair_id"][first]}'
+    )
+  _check_values(path, manifest, ids, records['label'], records['indices'])
+  return records
+
+
+def _check_values(
+    path: pathlib.Path,
+    manifest: Manifest,
+    ids: np.ndarray,
+    label: np.ndarray,
+    indices: np.ndarray,
+) -> None:
+  for name, values, bound in (
+      ('label', label[:, None], manifest.num_classes),
+      ('code', indices, manifest.vocab_size),
+  ):
+    outside = (values < 0) | (values >= bound)
+    if outside.any():
+      first = np.argmax(outside.any(axis=1))
+      raise ValueError(
+          f'{_where(path, manifest, ids[first])} has {name} '
+          f'{values[first][outside[first]][0]} outside [0, {bound})'
+      )
+
+
+def _check_integers(
+    name: str, values: np.ndarray, shape: tuple[int, ...]
+) -> None:
+  if values.shape != shape or not np.issubdtype(values.dtype, np.integer):
+    raise ValueError(
+        f'{name} must hold integers {list(shape)}, got '
+        f'{values.dtype}{list(values.shape)}'
+    )
+
+
+def _check_same(file: pathlib.Path, stored: Manifest, wanted: Manifest) -> None:
+  stored, wanted = _flat_fields(stored), _flat_fields(wanted)
+  differing = [
+      f'{name} is {stored.get(name)!r} there and {wanted.get(name)!r} here'
+      for name in sorted(stored.keys() | wanted.keys())
+      if stored.get(name) != wanted.get(name)
+  ]
+  if differing:
+    raise ValueError(
+        f'{file} is of other pairs: {"; ".join(differing)}. Write to another '
+        'folder, or delete this one'
+    )
+
+
+def _flat_fields(manifest: Manifest) -> dict[str, Any]:
+  """Fields as JSON knows them, those of `provenance` by dotted name."""
+  fields = json.loads(manifest.to_json())
+  del fields['shards']
+  provenance = fields.pop('provenance')
+  return fields | {f'provenance.{k}': v for k, v in provenance.items()}
+
+
+def _where(path: pathlib.Path, manifest: Manifest, pair_id: int) -> str:
+  name = manifest.shard_name(int(pair_id) // manifest.shard_size)
+  return f'{path / name}: pair {pair_id}'
+
+
+def _sha256(file: pathlib.Path) -> str:
+  with file.open('rb') as f:
+    return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+def _publish(part: pathlib.Path, file: pathlib.Path) -> None:
+  """Renames a finished file after its bytes have reached the disk."""
+  with part.open('rb') as f:
+    os.fsync(f.fileno())
+  part.replace(file)

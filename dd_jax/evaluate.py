@@ -1,0 +1,355 @@
+# Copyright 2026 The dd_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Teacher, student and baselines, judged side by side, and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+import hashlib
+import os
+import platform
+import time
+from typing import Any
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import dd_jax
+from dd_jax import build, checkpoint, console, generate, registry, sharding
+from dd_jax import config as config_lib
+from dd_jax.data import pairs as pairs_lib
+from dd_jax.evals import baselines, judge, report
+from dd_jax.flow.noise import pair_noise
+from dd_jax.stages import Context
+
+_FRESH = 1 << 20  # added to seeds: evaluation noise is never training noise
+_PER_CLASS = 1  # columns of a grid that show the same class
+_PATH = 8  # images of an interpolation
+
+# (ids (B,), labels (B,)) -> images (B, H, W, C) in [-1, 1].
+Sampler = Callable[[np.ndarray, np.ndarray], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+  """A stage of kind 'evaluate'.
+
+  The teacher is sampled with the guidance and the filters that made the
+  student's pairs; they are read from the pairs' manifest.
+
+  Attributes:
+    teacher: export folder or 'stage:name'.
+    student: export folder or 'stage:name'.
+    vae: export folder or 'stage:name' of their tokenizer.
+    judge: export folder or 'stage:name' of the classifier.
+    pairs: folder or 'stage:name' of the student's pairs.
+    reference: `source` of real images, with splits 'train' and 'heldout'.
+    t_lists: per student row the scales that are data when a step begins.
+    split: scale at which the student's heads change over.
+    involved: scales (start, resume) that the teacher makes between two steps
+      of the student; empty for no such rows.
+    skips: numbers of last scales that the skip-n rows leave out.
+    samples: images per row.
+    batch_size: images per program run, over all hosts.
+  """
+
+  teacher: str
+  student: str
+  vae: str
+  judge: str
+  pairs: str
+  reference: Mapping[str, Any]
+  t_lists: Mapping[str, Any]
+  split: int
+  involved: tuple[int, ...] = ()
+  skips: tuple[int, ...] = ()
+  samples: int = 5000
+  batch_size: int = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One line of the report: who, in how many network calls, and how."""
+
+  name: str
+  steps: int
+  sample: Sampler
+
+
+def _samplers(
+    config: EvaluateConfig, models: Mapping[str, Any],
+    params: Mapping[str, Any], pairs: pairs_lib.PairSource, seed: int,
+    mesh: Any,
+) -> tuple[list[Row], Callable[..., Any], dict[str, Callable[..., Any]]]:
+  """Rows of the report, and the functions of noise among them for pictures."""
+  teacher, student, vae = (models[n] for n in ('teacher', 'student', 'vae'))
+  lib = registry.get('samplers', teacher.family)
+  made = pairs.manifest.provenance
+  settings = {k: made[k] for k in ('cfg', 'top_k', 'top_p')}
+  offsets = teacher.config.offsets
+  shape = (offsets[-1], teacher.config.code_dim)
+  scales = len(offsets) - 1
+  trees = params['teacher'], params['student'], params['vae']
+
+  def noise_of(ids):
+    return pair_noise(jnp.full_like(ids, seed + _FRESH), ids, shape)
+
+  def keys_of(ids):
+    key = jax.random.key(seed + _FRESH)
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(ids)
+
+  def decode(vae_params, indices):
+    codes = vae.fns['codes'](vae_params, indices)
+    return lib.images_from_codes(vae, vae_params, codes)
+
+  def by_lot(trees, ids, labels):
+    return decode(trees[2], lib.rollout(
+        teacher, vae, trees[0], trees[2], labels,
+        lib.categorical(keys_of(ids)), **settings,
+    ))
+
+  def by_flow(trees, noise, labels):
+    choose = generate.flow_choose(
+        noise, offsets, solver=made['solver'], steps=made['solver_steps']
+    )
+    return decode(trees[2], lib.rollout(
+        teacher, vae, trees[0], trees[2], labels, choose, **settings,
+    ))
+
+  def few_step(t_list, trees, noise, labels):
+    out = lib.few_step(
+        student, vae, trees[1], trees[2], noise, labels, t_list=t_list,
+        split=config.split,
+    )
+    return lib.images_from_codes(vae, trees[2], out['codes'])
+
+  def involved(mask, trees, ids, labels):
+    start, resume = config.involved
+    out = lib.teacher_involved(
+        student, teacher, vae, trees[1], trees[0], trees[2], noise_of(ids),
+        labels, lib.categorical(keys_of(ids)), start=start, resume=resume,
+        split=config.split, prefill_mask=mask, **settings,
+    )
+    return lib.images_from_codes(vae, trees[2], out['codes'])
+
+  def skip(count, trees, ids, labels):
+    return lib.skip_n(
+        teacher, vae, trees[0], trees[2], labels,
+        lib.categorical(keys_of(ids)), skip=count, **settings,
+    )
+
+  def program(fn):
+    """Runs a pure `fn(trees, ids, labels)` on rows that every host knows."""
+    jitted = jax.jit(fn, out_shardings=sharding.replicated(mesh))
+
+    def sample(ids, labels):
+      rows = sharding.place_rows({'id': ids, 'label': labels}, mesh)
+      return jitted(trees, rows['id'], rows['label'])
+
+    return sample
+
+  def from_noise(fn):
+    return program(
+        lambda trees, ids, labels: fn(trees, noise_of(ids), labels)
+    )
+
+  indices = pairs.take(np.arange(len(pairs)))
+  counts = baselines.fit(indices['indices'], teacher.config.vocab_size)
+  decoder = jax.jit(decode, out_shardings=sharding.replicated(mesh))
+  rng = np.random.default_rng(seed)
+
+  def onestep_pooled(ids, labels):
+    return decoder(trees[2], baselines.sample(rng, counts, len(ids)))
+
+  def onestep_class(ids, labels):
+    return decoder(trees[2], baselines.sample_per_class(
+        rng, indices['indices'], indices['label'], labels,
+        teacher.config.vocab_size,
+    ))
+
+  students = {
+      name: functools.partial(few_step, tuple(t_list))
+      for name, t_list in config.t_lists.items()
+  }
+  rows = [
+      Row(report.TEACHER, scales, program(by_lot)),
+      Row('teacher_flow', scales, from_noise(by_flow)),
+      *(Row(n, len(config.t_lists[n]), from_noise(f))
+        for n, f in students.items()),
+  ]
+  if config.involved:
+    steps = lib.count_steps(*config.involved, scales)
+    rows += [
+        Row(f'involved_{mask}', steps,
+            program(functools.partial(involved, mask)))
+        for mask in ('causal', 'full')
+    ]
+  rows += [
+      Row(f'skip_{n}', scales - n, program(functools.partial(skip, n)))
+      for n in config.skips
+  ]
+  rows += [
+      Row('onestep_pooled', 1, onestep_pooled),
+      Row('onestep_class', 1, onestep_class),
+  ]
+  pictured = {'teacher': by_flow} | students
+  draw = jax.jit(noise_of)
+  return rows, draw, {
+      name: jax.jit(functools.partial(fn, trees))
+      for name, fn in pictured.items()
+  }
+
+
+def _run_row(
+    row: Row, config: EvaluateConfig, num_classes: int
+) -> tuple[np.ndarray, np.ndarray, float]:
+  """Images (N, H, W, C), their labels, and seconds an image once compiled."""
+  size = config.batch_size
+  images, labels, seconds = [], [], []
+  for start in range(0, config.samples, size):
+    ids = np.arange(start, start + size, dtype=np.uint32)
+    labels.append((ids % num_classes).astype(np.int32))
+    began = time.monotonic()
+    images.append(np.asarray(row.sample(ids, labels[-1])))
+    seconds.append(time.monotonic() - began)
+  # The first run compiles; where it is the only one, time another.
+  if len(seconds) == 1:
+    began = time.monotonic()
+    np.asarray(row.sample(ids, labels[-1]))
+    seconds.append(time.monotonic() - began)
+  keep = slice(config.samples)
+  return (
+      np.concatenate(images)[keep], np.concatenate(labels)[keep],
+      float(np.median(seconds[1:])) / size,
+  )
+
+
+def _slerp(a: np.ndarray, b: np.ndarray, count: int) -> np.ndarray:
+  """Points between two noises whose norm stays that of noise."""
+  angle = np.linspace(0.0, np.pi / 2, count).reshape(-1, *[1] * a.ndim)
+  return np.cos(angle) * a + np.sin(angle) * b
+
+
+def _pictures(
+    draw: Callable[..., Any], pictured: Mapping[str, Callable[..., Any]],
+    by_name: Mapping[str, np.ndarray], reference: Any, num_classes: int,
+    logs: Mapping[str, epath.Path],
+) -> dict[str, Any]:
+  shown = min(num_classes, 10)
+  ids = np.arange(shown * _PER_CLASS, dtype=np.uint32)
+  labels = (ids % num_classes).astype(np.int32)
+  noise = np.asarray(draw(ids))
+  same = {n: np.asarray(f(noise, labels)) for n, f in pictured.items()}
+  real = reference.arrays
+  first = [int(np.argmax(real['label'] == c)) for c in labels]
+  grids = {'samples.png': report.grid({'real': real['image'][first]} | same)}
+  rows = {}
+  for c in labels[:4]:
+    path = _slerp(noise[0], noise[1], _PATH).astype(np.float32)
+    for name in ('teacher', next(n for n in pictured if n != 'teacher')):
+      rows[f'{name} {c}'] = np.asarray(
+          pictured[name](path, np.full(_PATH, c, np.int32))
+      )
+  grids['interpolation.png'] = report.grid(rows)
+  grids['rows.png'] = report.grid(
+      {n: images[:2 * shown] for n, images in by_name.items()}
+  )
+  if logs:
+    grids['curves.png'] = report.curves(logs)
+  return grids
+
+
+def _environment(
+    context: Context, config: EvaluateConfig, pairs: pairs_lib.PairSource,
+) -> dict[str, Any]:
+  device = jax.devices()[0]
+  hashes = {
+      name: checkpoint.describe(context.resolve(ref))['hash'][:16]
+      for name, ref in (('teacher', config.teacher),
+                        ('student', config.student), ('vae', config.vae),
+                        ('judge', config.judge))
+  }
+  return {
+      'dd_jax': dd_jax.__version__, 'jax': jax.__version__,
+      'python': platform.python_version(), 'device': device.device_kind,
+      'devices': jax.device_count(), 'cpu_count': os.cpu_count(),
+      'samples': config.samples, 'batch_size': config.batch_size,
+      'split': config.split,
+      **{f'pairs_{k}': v for k, v in pairs.manifest.provenance.items()
+         if k not in ('teacher', 'vae')},
+      'pairs': len(pairs),
+      **{f'hash_{k}': v for k, v in hashes.items()},
+  }
+
+
+def run(context: Context) -> dict[str, Any]:
+  """Runs a stage of kind 'evaluate': `<workdir>/report/` is its result.
+
+  Returns:
+    `artefact`, the folder of the report, and `hashes` of its figures.
+  """
+  config = config_lib.make(EvaluateConfig, context.config, context.name)
+  mesh = context.mesh
+  sharding.check_batch(config.batch_size, mesh)
+  models, params = build.load_frozen(
+      {n: getattr(config, n) for n in ('teacher', 'student', 'vae', 'judge')},
+      context.resolve, mesh, context.rules,
+  )
+  pairs = pairs_lib.PairSource(context.resolve(config.pairs))
+  num_classes = models['teacher'].config.num_classes
+  features, logits = (
+      functools.partial(
+          jax.jit(models['judge'].fns[name]), params['judge']
+      ) for name in ('features', 'forward')
+  )
+  real = {
+      split: build.build_source(
+          dict(config.reference, split=split), context.resolve
+      ) for split in ('train', 'heldout')
+  }
+  reference = judge.Reference(**{
+      split: judge.look(
+          source.arrays['image'], source.arrays['label'], features, logits
+      ) for split, source in real.items()
+  })
+  rows, draw, pictured = _samplers(
+      config, models, params, pairs, context.seed, mesh
+  )
+  lines, images = [], {}
+  with console.Progress(context.name, len(rows)) as bar:
+    for row in rows:
+      images[row.name], labels, seconds = _run_row(row, config, num_classes)
+      scores = judge.score(
+          images[row.name], labels, features, logits, reference
+      )
+      lines.append({
+          'name': row.name, 'steps': row.steps, 'seed': context.seed,
+          **scores, 'seconds_per_image': seconds,
+      })
+      bar.update(len(lines), row.name)
+  result = report.make(
+      lines, judge.floor(reference), _environment(context, config, pairs)
+  )
+  folder = context.workdir / 'report'
+  if jax.process_index() == 0:
+    logs = {
+        name: file for name in ('vae', 'teacher', 'student')
+        # <stage>/export/<role>-<step> of a network that was trained here.
+        if (file := context.resolve(getattr(config, name)).parent.parent
+            / 'metrics.jsonl').exists()
+    }
+    report.write(folder, result, _pictures(
+        draw, pictured, images, real['train'], num_classes, logs
+    ))
+    for text in report.warnings(result):
+      console.say(text)
+    console.table('Report', *report.table(result))
+    console.say(f'report: {folder / "report.md"}')
+  digest = hashlib.sha256(
+      config_lib.canonical_json(result['rows']).encode()
+  ).hexdigest()
+  return {'artefact': '../report', 'hashes': {'rows': digest}}

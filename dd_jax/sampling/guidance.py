@@ -1,0 +1,66 @@
+# Copyright 2026 The dd_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What happens to logits before a token is drawn from them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def guide(
+    cond: jax.Array, uncond: jax.Array, scale: jax.Array | float
+) -> jax.Array:
+  """Classifier-free guidance: (1 + scale) * cond - scale * uncond.
+
+  Args:
+    cond: (..., V) logits with the condition.
+    uncond: (..., V) logits without it.
+    scale: 0 gives `cond`.
+
+  Source: VAR, models/var.py.
+  """
+  return (1 + scale) * cond - scale * uncond
+
+
+def filter_top_k(logits: jax.Array, k: int) -> jax.Array:
+  """Sets all but the k largest of (..., V) logits to -inf.
+
+  Logits equal to the k-th largest are all kept. k=0, or k of at least V, keeps
+  everything.
+
+  Raises:
+    ValueError: negative k.
+
+  Source: VAR, models/helpers.py.
+  """
+  if k < 0:
+    raise ValueError(f'top_k={k} must be 0 (off) or the number of codes kept')
+  if not 0 < k < logits.shape[-1]:
+    return logits
+  kth = jax.lax.top_k(logits, k)[0][..., -1:]
+  return jnp.where(logits < kth, -jnp.inf, logits)
+
+
+def filter_top_p(logits: jax.Array, p: float) -> jax.Array:
+  """Keeps the most likely of (..., V) logits, of probability p together.
+
+  In ascending order, logits become -inf while the probability summed so far
+  is at most 1 - p; of equal ones those of lower index go first. The largest
+  always stays. p=1 keeps everything.
+
+  Raises:
+    ValueError: p outside of (0, 1].
+
+  Source: VAR, models/helpers.py.
+  """
+  if not 0 < p <= 1:
+    raise ValueError(f'top_p={p} must be in (0, 1]; 1 is off')
+  if p == 1:
+    return logits
+  order = jnp.argsort(logits, axis=-1)
+  ascending = jnp.take_along_axis(logits, order, axis=-1)
+  mass = jnp.cumsum(jax.nn.softmax(ascending, axis=-1), axis=-1)
+  drop = (mass <= 1 - p).at[..., -1].set(False)
+  drop = jnp.take_along_axis(drop, jnp.argsort(order, axis=-1), axis=-1)
+  return jnp.where(drop, -jnp.inf, logits)

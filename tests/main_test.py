@@ -1,0 +1,219 @@
+# Copyright 2026 The dd_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: whole runs, kills, and everything that can be wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIG = '--config=configs/dd_var.py:tiny'
+TRAINED = ('tokenizer', 'teacher', 'student')
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+  """Compiled programs, shared by the processes of this file."""
+  return tmp_path_factory.mktemp('cache')
+
+
+def run_main(cache, *args, kill=('NONE', '0')):
+  environment = os.environ | {
+      'JAX_COMPILATION_CACHE_DIR': str(cache),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.3',
+      'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu',
+      'PYTHONPATH': str(ROOT),
+  }
+  return subprocess.run(
+      [sys.executable, 'tests/killable.py', *kill, *args], cwd=ROOT,
+      env=environment, capture_output=True, text=True, timeout=600,
+      check=False,
+  )
+
+
+@pytest.fixture(scope='module')
+def finished(cache, tmp_path_factory):
+  """A complete run of the tiny config."""
+  workdir = tmp_path_factory.mktemp('finished')
+  result = run_main(cache, CONFIG, f'--workdir={workdir}')
+  assert result.returncode == 0, result.stderr
+  return workdir
+
+
+def record(workdir, stage):
+  return json.loads((workdir / stage / 'stage.json').read_text())
+
+
+def tree_of(folder):
+  """Every file with its bytes, to show that nothing was touched."""
+  return {
+      str(p.relative_to(folder)): p.read_bytes()
+      for p in sorted(folder.rglob('*')) if p.is_file()
+  }
+
+
+def copy_of(finished, tmp_path, without):
+  """The finished run with some stages taken away."""
+  workdir = tmp_path / 'copy'
+  shutil.copytree(finished, workdir)
+  for stage in without:
+    shutil.rmtree(workdir / stage)
+  return workdir
+
+
+def test_all_stages_end_in_a_report(finished):
+  report = json.loads((finished / 'report/report.json').read_text())
+  names = [row['name'] for row in report['rows']]
+  assert {'teacher', 'teacher_flow', 'student_1', 'student_2',
+          'involved_causal', 'involved_full', 'skip_1', 'skip_2',
+          'onestep_pooled', 'onestep_class'} == set(names)
+  assert set(report['ratios']) == {
+      'student_1', 'student_2', 'onestep_pooled', 'onestep_class'
+  }
+  for name in ('samples.png', 'interpolation.png', 'curves.png'):
+    assert (finished / 'report' / name).read_bytes().startswith(b'\x89PNG')
+  assert 'student_1' in (finished / 'report/report.md').read_text()
+
+
+def test_a_second_run_skips_everything(cache, finished):
+  before = tree_of(finished)
+  result = run_main(cache, CONFIG, f'--workdir={finished}')
+  assert result.returncode == 0
+  assert result.stdout.count('complete, skipped') == 6
+  assert tree_of(finished) == before
+
+
+@pytest.mark.parametrize('signal', ['KILL', 'TERM'])
+@pytest.mark.parametrize('stage', TRAINED)
+def test_a_killed_training_stage_resumes_bitwise(
+    cache, finished, tmp_path, stage, signal
+):
+  later = {'tokenizer': ('tokenizer', 'teacher', 'trajectories', 'student'),
+           'teacher': ('teacher', 'trajectories', 'student'),
+           'student': ('student',)}[stage]
+  workdir = copy_of(finished, tmp_path, (*later, 'evaluate'))
+  args = (CONFIG, f'--workdir={workdir}', f'--stage={stage}')
+  killed = run_main(cache, *args, kill=(signal, '3'))
+  assert killed.returncode == {'KILL': -9, 'TERM': 143}[signal], killed.stderr
+  assert not record(workdir, stage)['complete']
+  steps = [p.name for p in (workdir / stage / 'checkpoints').iterdir()
+           if p.name.isdigit()]
+  assert steps, 'nothing was saved before the kill'
+  resumed = run_main(cache, *args)
+  assert resumed.returncode == 0, resumed.stderr
+  # Parameters and, through the log, the order of the data.
+  assert record(workdir, stage)['hash'] == record(finished, stage)['hash']
+
+
+@pytest.mark.parametrize('signal', ['KILL', 'TERM'])
+def test_a_killed_generation_resumes_to_the_same_bytes(
+    cache, finished, tmp_path, signal
+):
+  workdir = copy_of(
+      finished, tmp_path, ('trajectories', 'student', 'evaluate')
+  )
+  args = (CONFIG, f'--workdir={workdir}', '--stage=trajectories')
+  killed = run_main(cache, *args, kill=(signal, '3'))
+  assert killed.returncode == {'KILL': -9, 'TERM': 143}[signal], killed.stderr
+  shards = list((workdir / 'trajectories/data').glob('*.array_record'))
+  assert len(shards) == 1
+  resumed = run_main(cache, *args)
+  assert resumed.returncode == 0, resumed.stderr
+  assert tree_of(workdir / 'trajectories/data') == tree_of(
+      finished / 'trajectories/data'
+  )
+
+
+def check_refused(cache, workdir, *args, match, config=CONFIG):
+  """One clear error, a non-zero exit, and finished artefacts as they were."""
+  before = tree_of(workdir)
+  result = run_main(cache, config, f'--workdir={workdir}', *args)
+  assert result.returncode != 0
+  assert match in result.stdout + result.stderr, result.stderr
+  assert 'Traceback' not in result.stderr
+  assert tree_of(workdir) == before
+
+
+def test_workdir_of_another_config(cache, finished):
+  check_refused(
+      cache, finished, '--config.stages.teacher.steps=5',
+      match='teacher.steps: 4 -> 5; run with --redo=teacher',
+  )
+
+
+def test_override_of_a_field_that_does_not_exist(cache, finished):
+  check_refused(
+      cache, finished, '--config.stages.teacher.stepz=5', match='stepz'
+  )
+
+
+def test_unknown_argument_of_the_config(cache, finished):
+  check_refused(
+      cache, finished, config='--config=configs/dd_var.py:digitz',
+      match="expected one of ['tiny', 'digits'",
+  )
+
+
+def test_unknown_stage(cache, finished):
+  check_refused(cache, finished, '--stage=studant', match="'studant'")
+
+
+def test_truncated_export_is_refused_by_the_next_stage(
+    cache, finished, tmp_path
+):
+  workdir = copy_of(finished, tmp_path, ('student', 'evaluate'))
+  export = next((workdir / 'tokenizer/export').iterdir()) / 'params'
+  largest = max(
+      (p for p in export.rglob('*') if p.is_file()),
+      key=lambda p: p.stat().st_size,
+  )
+  largest.write_bytes(largest.read_bytes()[:-100])
+  result = run_main(
+      cache, CONFIG, f'--workdir={workdir}', '--stage=student'
+  )
+  assert result.returncode == 1
+  assert 'tokenizer' in result.stderr
+  assert 'redo the stage' in result.stderr
+  assert not (workdir / 'student/export').exists()
+
+
+def test_missing_export_names_the_stage_to_redo(cache, finished, tmp_path):
+  workdir = copy_of(finished, tmp_path, ('student', 'evaluate'))
+  shutil.rmtree(workdir / 'teacher/export')
+  result = run_main(
+      cache, CONFIG, f'--workdir={workdir}', '--stage=student'
+  )
+  assert result.returncode == 1
+  assert '--redo=teacher' in result.stderr
+
+
+def test_truncated_shard_names_the_file(cache, finished, tmp_path):
+  workdir = copy_of(finished, tmp_path, ('student', 'evaluate'))
+  shard = next((workdir / 'trajectories/data').glob('*.array_record'))
+  shard.write_bytes(shard.read_bytes()[:-10])
+  result = run_main(
+      cache, CONFIG, f'--workdir={workdir}', '--stage=student'
+  )
+  assert result.returncode == 1
+  assert shard.name in result.stderr
+
+
+def test_redo_makes_the_stage_and_its_dependents_again(
+    cache, finished, tmp_path
+):
+  workdir = copy_of(finished, tmp_path, ())
+  result = run_main(
+      cache, CONFIG, f'--workdir={workdir}', '--redo=student',
+      '--config.stages.student.steps=3',
+  )
+  assert result.returncode == 0, result.stderr
+  assert result.stdout.count('complete, skipped') == 4
+  assert record(workdir, 'student')['config']['steps'] == 3
+  assert record(workdir, 'teacher') == record(finished, 'teacher')
