@@ -53,13 +53,14 @@ class Checkpointer:
             max_to_keep=keep, save_interval_steps=save_every, create=True,
         ),
     )
+    self._save_every = save_every
 
   @property
   def latest_step(self) -> int | None:
     return self._manager.latest_step()
 
   def should_save(self, step: int) -> bool:
-    return self._manager.should_save(step)
+    return step % self._save_every == 0
 
   def reached_preemption(self, step: int) -> bool:
     return self._manager.reached_preemption(step)

@@ -34,6 +34,9 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Hosts in all.')
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Number of this host.')
+_VERBOSE = flags.DEFINE_boolean(
+    'verbose', False, 'Log every file touched, and errors with their trace.'
+)
 
 _EXPECTED = (ValueError, OSError, FloatingPointError, ImportError)
 _EXIT_PREEMPTED = 143  # as if the signal had ended the process
@@ -64,10 +67,8 @@ def connect() -> None:
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments {argv[1:]}')
-  # Orbax and Grain tell of every file at level info.
   logging.set_verbosity(
-      logging.WARNING if flags.FLAGS['verbosity'].using_default_value
-      else flags.FLAGS.verbosity
+      logging.INFO if _VERBOSE.value else logging.WARNING
   )
   connect()
   config = _CONFIG.value.to_dict()

@@ -217,7 +217,7 @@ def convert(
         ]
         stack = np.stack if row.stacked else lambda parts: parts[0]
         values = [stack(parts) for parts in zip(*outputs, strict=True)]
-      except ValueError as e:
+      except (ValueError, IndexError) as e:
         problems.append(f'tensor {layers[0][0]!r} does not fit its row: {e}')
         continue
       for path, value in zip(paths, values, strict=True):
@@ -231,10 +231,10 @@ def convert(
               f'target {path!r} has shape {shapes[path]}, but tensor '
               f'{layers[0][0]!r} gives {value.shape}'
           )
-  for path in shapes.keys() - filled.keys():
-    problems.append(
-        f'target {path!r} is not filled: {_wanted(table, path)}'
-    )
+  problems.extend(
+      f'target {path!r} is not filled: {_wanted(table, path)}'
+      for path in shapes if path not in filled
+  )
   if problems:
     raise ConversionError(problems)
   return _nest(target, filled)
@@ -272,7 +272,7 @@ def invert(table: Table, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
         outputs = [
             _exactly(row.fwd.inverse(layer), len(row.src)) for layer in layers
         ]
-      except ValueError as e:
+      except (ValueError, IndexError) as e:
         problems.append(f'parameter {paths[0]!r} does not fit its row: {e}')
         continue
       for i, arrays in enumerate(outputs):
@@ -366,7 +366,7 @@ def _fill(template: str, numbers: Mapping[str, Any]) -> str:
 @functools.cache
 def _pattern(template: str) -> re.Pattern[str]:
   pattern, seen = '', set()
-  for i, part in enumerate(_FIELD.split(template)):  # literal, field, literal..
+  for i, part in enumerate(_FIELD.split(template)):  # literal, field, ...
     if i % 2 == 0:
       pattern += re.escape(part)
     elif part in seen:

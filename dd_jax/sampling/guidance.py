@@ -38,7 +38,8 @@ def filter_top_k(logits: jax.Array, k: int) -> jax.Array:
     raise ValueError(f'top_k={k} must be 0 (off) or the number of codes kept')
   if not 0 < k < logits.shape[-1]:
     return logits
-  kth = jax.lax.top_k(logits, k)[0][..., -1:]
+  # Not lax.top_k, for which XLA gathers a batch that is split over devices.
+  kth = jnp.sort(logits, axis=-1)[..., -k, None]
   return jnp.where(logits < kth, -jnp.inf, logits)
 
 

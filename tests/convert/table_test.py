@@ -161,6 +161,13 @@ def test_two_matches_are_an_error():
   )
 
 
+def test_scalars_do_not_split():
+  rows = (Row('a', ('x', 'y'), table.Split(2)),)
+  wanted = {'x': np.zeros(1), 'y': np.zeros(1)}
+  (found,) = problems(table.convert, rows, {'a': np.zeros(())}, wanted)
+  assert found.startswith("tensor 'a' does not fit its row")
+
+
 def test_two_tensors_for_one_target():
   rows = (Row('a', 'x'), Row('b', 'x'))
   source = {'a': np.zeros(2), 'b': np.ones(2)}

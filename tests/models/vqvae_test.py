@@ -51,11 +51,11 @@ def small():
   built = model.build(SMALL)
   params, fns = weights(built), built.fns
   rng = np.random.default_rng(1)
-  image = jnp.asarray(rng.uniform(-1, 1, size=(3, 8, 8, 1)), jnp.float32)
-  anything = jnp.asarray(rng.normal(size=(3, 21, 4)), jnp.float32)
+  image = jnp.asarray(rng.uniform(-1, 1, size=(8, 8, 8, 1)), jnp.float32)
+  anything = jnp.asarray(rng.normal(size=(8, 21, 4)), jnp.float32)
 
   def advance(params, codes):
-    f_hat, sums, maps = jnp.zeros((3, 4, 4, 4)), [], []
+    f_hat, sums, maps = jnp.zeros((8, 4, 4, 4)), [], []
     for k, (start, stop) in enumerate(
         itertools.pairwise(built.config.offsets)
     ):
@@ -177,7 +177,9 @@ def test_axes_have_the_structure_of_the_parameters():
 
 
 def test_init():
-  built = model.build(SMALL | {'attention': False})
+  built = model.build(SMALL | {
+      'ch_mult': [1], 'patch_nums': [8], 'attention': False
+  })
   params = built.init(jax.random.key(0))
   assert jax.tree.map(jnp.shape, params) == jax.tree.map(
       lambda x: x.shape, built.abstract()
@@ -186,6 +188,7 @@ def test_init():
     bias, scale = (name in path[-1].key for name in ('bias', 'scale'))
     assert bool((leaf == 0).all()) == bias, path
     assert bool((leaf == 1).all()) == scale, path
+  assert 0.5 / 16 < jnp.abs(params['embedding']).max() <= 1 / 16
 
 
 def test_phi_table():
@@ -224,11 +227,11 @@ def test_config_is_json():
 def test_shapes_and_types():
   _, params, _, out, other = small()
   assert {k: (v.shape, v.dtype.name) for k, v in out.items()} == {
-      'reconstruction': ((3, 8, 8, 1), 'float32'),
+      'reconstruction': ((8, 8, 8, 1), 'float32'),
       'commitment': ((), 'float32'),
-      'indices': ((3, 21), 'int32'),
+      'indices': ((8, 21), 'int32'),
       'counts': ((3, 16), 'int32'),
-      'latent': ((3, 4, 4, 4), 'float32'),
+      'latent': ((8, 4, 4, 4), 'float32'),
   }
   np.testing.assert_array_equal(other['codebook'], params['embedding'])
   np.testing.assert_array_equal(
@@ -276,7 +279,7 @@ def test_advance_adds_up_for_any_codes():
 
 def test_one_step_by_hand():
   built, params, _, _, other = small()
-  codes = np.asarray(other['codes'], np.float64)[:, 1:5].reshape(3, 2, 2, 4)
+  codes = np.asarray(other['codes'], np.float64)[:, 1:5].reshape(8, 2, 2, 4)
   up = resize.bicubic_matrix(2, 4)
   h = np.einsum('ij,bjkc,lk->bilc', up, codes, up)
   assert model.phi_table(3, 4)[1] == 2
@@ -308,7 +311,7 @@ def test_each_scale_quantizes_what_the_coarser_ones_left():
       built.config.patch_nums, other['advance']['sums'],
       itertools.pairwise(built.config.offsets), strict=True,
   ):
-    z = np.asarray(resize.area(residual, size)).reshape(3, -1, 1, 4)
+    z = np.asarray(resize.area(residual, size)).reshape(8, -1, 1, 4)
     distance = np.square(z - codebook[None, None]).sum(-1)
     np.testing.assert_array_equal(
         out['indices'][:, start:stop], distance.argmin(-1)
@@ -330,20 +333,25 @@ def test_commitment_value():
 def gradients():
   """Gradients of the commitment and of the squared reconstruction."""
   built, params, image, _, other = small()
+  # Without the encoder's weights: `quant_conv` shows what reaches it.
+  inner = {k: v for k, v in params.items() if k not in ('encoder', 'decoder')}
 
-  @jax.jit
-  def run(params, f_hat):
-    def losses(params):
-      out = built.apply(params, image)
-      return out['commitment'], jnp.square(out['reconstruction']).sum()
+  def commitment(inner, decoder):
+    everything = params | inner | {'decoder': decoder}
+    return built.apply(everything, image)['commitment']
 
-    pull = jax.vjp(losses, params)[1]
-    at_f_hat = jax.grad(
-        lambda f: jnp.square(built.fns['decode'](params, f)).sum()
-    )(f_hat)
-    return pull((1.0, 0.0))[0], pull((0.0, 1.0))[0], at_f_hat
+  def reconstruction(inner):
+    out = built.apply(params | inner, image)
+    return jnp.square(out['reconstruction']).sum()
 
-  return run(params, other['accumulate'])
+  def decoded(f_hat):
+    return jnp.square(built.fns['decode'](params, f_hat)).sum()
+
+  return jax.jit(lambda inner, decoder, f_hat: (
+      *jax.grad(commitment, (0, 1))(inner, decoder),
+      jax.grad(reconstruction)(inner),
+      jax.grad(decoded)(f_hat),
+  ))(inner, params['decoder'], other['accumulate'])
 
 
 def size(tree):
@@ -351,11 +359,11 @@ def size(tree):
 
 
 def test_reconstruction_gradient_goes_straight_through():
-  _, grad, at_f_hat = gradients()
-  assert size(grad['encoder']) > 0
+  _, _, grad, at_f_hat = gradients()
   for name in ('embedding', 'phi_0', 'phi_1', 'phi_2', 'phi_3'):
     assert size(grad[name]) == 0, name
   # The gradient at f_hat arrives unchanged at the quantizer's input.
+  assert size(at_f_hat) > 0
   np.testing.assert_allclose(
       grad['quant_conv']['bias'], at_f_hat.sum((0, 1, 2)), rtol=1e-3, atol=1e-3
   )
@@ -363,9 +371,9 @@ def test_reconstruction_gradient_goes_straight_through():
 
 def test_commitment_gradient():
   built, _, _, out, other = small()
-  grad, _, _ = gradients()
-  assert size(grad['decoder']) == size(grad['post_quant_conv']) == 0
-  assert size(grad['encoder']) > 0 and size(grad['embedding']) > 0
+  grad, to_decoder, *_ = gradients()
+  assert size(to_decoder) == size(grad['post_quant_conv']) == 0
+  assert size(grad['embedding']) > 0
   # By hand for biases: 2 (f_k - f) / size, averaged over scales k.
   sums, cfg = other['advance']['sums'], built.config
   pulls = [
@@ -402,6 +410,19 @@ def test_bfloat16_activations():
   assert latent.dtype == jnp.float32
   error = jnp.abs(latent - exact['latent']).max()
   assert 0 < error < 0.1 * jnp.abs(exact['latent']).max()
+
+
+def test_sharded_equals_unsharded():
+  built, params, image, out, _ = small()
+  mesh = jax.make_mesh(
+      (8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+  spread = jax.NamedSharding(mesh, jax.P('data'))
+  sharded = jax.jit(built.apply)(params, jax.device_put(image, spread))
+  for name in ('indices', 'counts'):
+    np.testing.assert_array_equal(sharded[name], out[name])
+  for name in ('commitment', 'latent', 'reconstruction'):
+    np.testing.assert_allclose(sharded[name], out[name], atol=1e-4)
 
 
 def test_no_attention():

@@ -291,9 +291,7 @@ class VQVAE(nn.Module):
     self.phis = [conv(name=f'phi_{i}') for i in range(cfg.phi_count)]
     self.embedding = self.param(
         'embedding',
-        nn.with_logical_partitioning(
-            nn.initializers.normal(1.0), (None, 'code')
-        ),
+        nn.with_logical_partitioning(_around_zero, (None, 'code')),
         (cfg.vocab_size, cfg.z_channels),
     )
 
@@ -427,6 +425,15 @@ def _blocks(cfg: Config) -> tuple[Any, Any]:
       functools.partial(wrap(ResBlock), dtype=dtype),
       functools.partial(wrap(Attention), dtype=dtype),
   )
+
+
+def _around_zero(key: Array, shape: tuple[int, ...]) -> Array:
+  """Uniform within 1/V: codes that start close together all get used.
+
+  Of codes as large as the latents the one nearest to zero takes nearly all.
+  """
+  limit = 1 / shape[0]
+  return jax.random.uniform(key, shape, minval=-limit, maxval=limit)
 
 
 def _double(x_BxHxWxC: Array) -> Array:

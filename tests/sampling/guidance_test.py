@@ -1,0 +1,86 @@
+# Copyright 2026 The dd_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Guidance and the two filters, ties included."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dd_jax.sampling import guidance
+
+INF = np.inf
+
+
+def kept(logits):
+  return np.isfinite(np.asarray(logits)).tolist()
+
+
+def test_guide_moves_away_from_the_unconditional():
+  cond, uncond = jnp.array([1.0, 2.0]), jnp.array([0.0, 3.0])
+  np.testing.assert_array_equal(guidance.guide(cond, uncond, 0.0), cond)
+  np.testing.assert_allclose(guidance.guide(cond, uncond, 2.0), [3.0, 0.0])
+
+
+def test_top_k_keeps_ties_at_the_threshold():
+  logits = jnp.array([[3.0, 1.0, 2.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
+  np.testing.assert_array_equal(
+      guidance.filter_top_k(logits, 2),
+      [[3.0, -INF, 2.0, 2.0, -INF], [0.0, 0.0, 0.0, 0.0, 0.0]],
+  )
+  assert kept(guidance.filter_top_k(logits[0], 1)) == [1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize('k', [0, 5, 9])
+def test_top_k_off(k):
+  logits = jnp.arange(5.0)
+  np.testing.assert_array_equal(guidance.filter_top_k(logits, k), logits)
+
+
+def test_top_p_drops_while_the_rest_still_has_p():
+  logits = jnp.log(jnp.array([0.15, 0.5, 0.05, 0.3]))
+  for p, expected in (
+      (0.99, [1, 1, 1, 1]), (0.9, [1, 1, 0, 1]), (0.7, [0, 1, 0, 1]),
+      (0.4, [0, 1, 0, 0]), (1e-6, [0, 1, 0, 0]),
+  ):
+    out = guidance.filter_top_p(logits, p)
+    assert kept(out) == expected
+    np.testing.assert_array_equal(out[1], logits[1])
+  np.testing.assert_array_equal(guidance.filter_top_p(logits, 1.0), logits)
+
+
+def test_top_p_drops_the_lower_index_of_equals():
+  # Sums of quarters are exact: two of four are at 1 - p and go.
+  assert kept(guidance.filter_top_p(jnp.zeros(4), 0.5)) == [0, 0, 1, 1]
+  assert kept(guidance.filter_top_p(jnp.zeros(4), 0.25)) == [0, 0, 0, 1]
+
+
+def test_top_p_agrees_with_a_loop_after_top_k():
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(3, 4, 50)).astype(np.float32) * 2
+  filtered = np.asarray(guidance.filter_top_k(jnp.asarray(logits), 20))
+  out = np.asarray(guidance.filter_top_p(jnp.asarray(filtered), 0.8))
+  for row, got in zip(
+      filtered.reshape(-1, 50), out.reshape(-1, 50), strict=True
+  ):
+    p = np.exp(row - row.max())
+    p /= p.sum()
+    total, expected = 0.0, row.copy()
+    for i in np.argsort(row, kind='stable')[:-1]:
+      total += p[i]
+      if total <= 1 - 0.8:
+        expected[i] = -INF
+    np.testing.assert_array_equal(got, expected)
+    assert np.isfinite(got).sum() < 20
+
+
+@pytest.mark.parametrize('p', [0.0, -0.1, 1.5])
+def test_bad_top_p(p):
+  with pytest.raises(ValueError, match='top_p'):
+    guidance.filter_top_p(jnp.zeros(3), p)
+
+
+def test_bad_top_k():
+  with pytest.raises(ValueError, match='top_k=-1'):
+    guidance.filter_top_k(jnp.zeros(3), -1)
