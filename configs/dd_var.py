@@ -26,8 +26,8 @@ SIZES = {
         source=dict(source='digits'), image_size=8, ch=16, ch_mult=(1, 2),
         z_channels=8, vocab_size=64, patch_nums=(1, 2, 3, 4), width=64,
         heads=4, depth=3, t_set=(0, 2), split=2, involved=(1, 3), pairs=16384,
-        shard=2048, batch=128, samples=5000,
-        steps=dict(judge=500, tokenizer=600, teacher=1500, student=2500),
+        shard=2048, batch=64, samples=5000,
+        steps=dict(judge=600, tokenizer=800, teacher=800, student=3000),
     ),
 }
 

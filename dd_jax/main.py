@@ -16,7 +16,7 @@ from etils import epath
 import jax
 from ml_collections import config_flags
 
-from dd_jax import console, stages
+from dd_jax import console, hooks, stages
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, with its argument after a colon.',

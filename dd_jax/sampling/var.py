@@ -261,10 +261,10 @@ def skip_n(
     top_k: int,
     top_p: float,
 ) -> jax.Array:
-  """Images (B, H, W, 3) in [-1, 1] of the teacher without its last scales.
+  """Images of the teacher without its last scales, DD1's baseline "skip-n".
 
-  The baseline "skip-n" of DD1: what the first K - skip scales add up to is
-  decoded as it is. Arguments are those of `rollout`.
+  What the first K - skip scales add up to is decoded as it is. Arguments are
+  those of `rollout`, and skip < K; images are NHWC in [-1, 1].
   """
   offsets = teacher.config.offsets
   stop = len(offsets) - 1 - skip
@@ -285,7 +285,7 @@ def skip_n(
 def images_from_codes(
     vae: Model, vae_params: Params, codes: jax.Array
 ) -> jax.Array:
-  """Images (B, H, W, 3) in [-1, 1] of (B, L, C) codes of all scales."""
+  """Images, NHWC in [-1, 1], of (B, L, C) codes of all scales."""
   f_hat = vae.fns['accumulate'](vae_params, codes)
   return jnp.clip(vae.fns['decode'](vae_params, f_hat), -1, 1)
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole chain on several seeds, and one table of all of them.
 
-    python -m dd_jax.tools.repeat --config=configs/dd_var.py:digits --seeds=0,1,2
+    python -m dd_jax.tools.repeat --config=configs/dd_var.py:digits
 
 Each seed has a workdir of its own and resumes like any run.
 """
@@ -12,8 +12,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from absl import app
-from absl import flags
+from absl import app, flags
 from etils import epath
 
 from dd_jax import console

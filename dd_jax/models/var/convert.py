@@ -19,7 +19,10 @@ def _linear(src: str, dst: str) -> list[table.Row]:
 def var_table(config: Any) -> table.Table:
   """Rows of VAR's `var_d*.pth`, given the `config` of a `var` model."""
   rows = [
-      table.Row('pos_start', 'pos_start', table.Reshape((1, 1, -1), (-1,))),
+      table.Row(
+          'pos_start', 'pos_start/embedding',
+          table.Reshape((1, 1, -1), (1, -1)),
+      ),
       table.Row(
           'pos_1LC', 'pos_embed/embedding',
           table.Reshape((1, -1, config.width), (-1, config.width)),

@@ -90,6 +90,7 @@ class Config:
 
   @property
   def init_std(self) -> float:
+    """Standard deviation of initial weights."""
     # VAR truncates at +-2 in absolute terms, which never binds.
     return (3 * self.width) ** -0.5
 
@@ -235,7 +236,7 @@ class Transformer(nn.Module):
   ) -> tuple[Array, Cache | None]:
     c = self.config
     cond_BxW = embed(c, c.num_classes + 1, 'class_embed')(labels_B)
-    parts = [] if start else [start_slot(c, self, cond_BxW)]
+    parts = [] if start else [start_slot(c, cond_BxW)]
     if maps_BxMxC is not None:
       parts.append(word_embed(c, maps_BxMxC).astype(jnp.float32))
     x_BxNxW = jnp.concatenate(parts, axis=1)
@@ -252,6 +253,7 @@ class Transformer(nn.Module):
 
 
 def embed(c: Config, rows: int, name: str) -> nn.Embed:
+  """A table of `rows` vectors of the residual stream's width."""
   init = nn.initializers.normal(c.init_std)
   return nn.Embed(
       rows, c.width, name=name,
@@ -260,22 +262,16 @@ def embed(c: Config, rows: int, name: str) -> nn.Embed:
 
 
 def word_embed(c: Config, codes_BxNxC: Array) -> Array:
+  """Code vectors, or maps made of them, in the residual stream: (B, N, W)."""
   return Dense(
       c.width, ('code', 'embed'), True, nn.initializers.normal(c.init_std),
       dtype=c.dtype, name='word_embed',
   )(codes_BxNxC)
 
 
-def start_slot(c: Config, module: nn.Module, cond_BxW: Array) -> Array:
+def start_slot(c: Config, cond_BxW: Array) -> Array:
   """The slot that stands before all tokens, (B, 1, W)."""
-  pos_W = module.param(
-      'pos_start',
-      nn.with_logical_partitioning(
-          nn.initializers.normal(c.init_std), ('embed',)
-      ),
-      (c.width,),
-  )
-  return (cond_BxW + pos_W[None])[:, None]
+  return (cond_BxW + embed(c, 1, 'pos_start').embedding)[:, None]
 
 
 def modulation(

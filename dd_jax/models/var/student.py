@@ -89,9 +89,7 @@ class Student(nn.Module):
     is_data_BxS = slots[None] <= offset_B[:, None]
     cond_BxW = var.embed(c, c.num_classes + 1, 'class_embed')(labels_B)
     tokens = var.word_embed(c, x_BxLxC).astype(jnp.float32)
-    x_BxSxW = jnp.concatenate(
-        [var.start_slot(c, self, cond_BxW), tokens], axis=1
-    )
+    x_BxSxW = jnp.concatenate([var.start_slot(c, cond_BxW), tokens], axis=1)
     level_embed = var.embed(c, len(c.patch_nums) + 1, 'level_embed')
     pos_embed = var.embed(c, len(levels_S), 'pos_embed')
     flag_2xW = var.embed(c, 2, 'flag_embed').embedding

@@ -302,10 +302,10 @@ class VQVAE(nn.Module):
     return self.decoder(self.post_quant_conv(f_hat_BxhxhxZ))
 
   def codebook(self) -> Array:
-    return self.embedding
+    return jnp.asarray(self.embedding)
 
   def codes(self, indices_BxL: Array) -> Array:
-    return self.embedding[indices_BxL]
+    return self.codebook()[indices_BxL]
 
   def to_indices(self, image_BxHxWxC: Array) -> Array:
     return self.latent_to_indices(self.encode(image_BxHxWxC))
@@ -388,7 +388,7 @@ class VQVAE(nn.Module):
       index_Bxn = vq.nearest_code(
           z_BxnxZ.reshape(-1, z_BxnxZ.shape[-1]), self.embedding
       ).reshape(z_BxnxZ.shape[:2])
-      update = self._upsample(self.embedding[index_Bxn], scale)
+      update = self._upsample(self.codes(index_Bxn), scale)
       f_hat += update
       residual -= jax.lax.stop_gradient(update)
       indices.append(index_Bxn)
