@@ -18,16 +18,32 @@ SIZES = {
     'tiny': dict(
         source=dict(source='digits'), image_size=8, ch=8, ch_mult=(1, 2),
         z_channels=4, vocab_size=16, patch_nums=(1, 2, 4), width=16, heads=2,
-        depth=2, t_set=(0, 1), split=1, involved=(1, 2), pairs=64, shard=32, batch=16,
-        samples=32, steps=dict(judge=4, tokenizer=4, teacher=4, student=4),
-        save_every=2,
+        depth=2, t_set=(0, 1), split=1, involved=(1, 2), pairs=64, shard=32,
+        batch=16, samples=32, save_every=2,
+        steps=dict(judge=4, tokenizer=4, teacher=4, student=4),
     ),
     'digits': dict(
         source=dict(source='digits'), image_size=8, ch=16, ch_mult=(1, 2),
         z_channels=8, vocab_size=64, patch_nums=(1, 2, 3, 4), width=64,
         heads=4, depth=3, t_set=(0, 2), split=2, involved=(1, 3), pairs=16384,
         shard=2048, batch=64, samples=5000,
-        steps=dict(judge=600, tokenizer=800, teacher=800, student=3000),
+        steps=dict(judge=600, tokenizer=800, teacher=800, student=4000),
+    ),
+    'mnist5k': dict(
+        source=dict(source='mnist5k', size=16), image_size=16, ch=16,
+        ch_mult=(1, 2, 4), z_channels=8, vocab_size=128,
+        patch_nums=(1, 2, 3, 4), width=96, heads=4, depth=4, t_set=(0, 2),
+        split=2, involved=(1, 3), pairs=32768, shard=4096, batch=64,
+        samples=5000,
+        steps=dict(judge=1000, tokenizer=1500, teacher=2000, student=5000),
+    ),
+    'mnist5k_32': dict(
+        source=dict(source='mnist5k', size=32), image_size=32, ch=64,
+        ch_mult=(1, 2, 4), z_channels=16, vocab_size=512,
+        patch_nums=(1, 2, 3, 4, 6, 8), width=256, heads=8, depth=8,
+        t_set=(0, 4), split=4, involved=(3, 5), pairs=131072, shard=8192,
+        batch=256, samples=5000,
+        steps=dict(judge=1000, tokenizer=5000, teacher=4000, student=30000),
     ),
 }
 
@@ -50,8 +66,9 @@ def get_config(arg: str = 'digits') -> ConfigDict:
   common = dict(
       batch_size=size['batch'], save_every=size.get('save_every', 500)
   )
+  scales = len(size['patch_nums'])
   transformer = dict(
-      num_classes=10, depth=size['depth'], width=size['width'],
+      num_classes=10, depth=size['depth'], width=size['width'], gamma_init=1e-3,
       heads=size['heads'], patch_nums=size['patch_nums'],
       vocab_size=size['vocab_size'], code_dim=size['z_channels'],
   )
@@ -97,7 +114,7 @@ def get_config(arg: str = 'digits') -> ConfigDict:
               ema=0.99,
           )),
           frozen=dict(vae='stage:tokenizer'),
-          data=train, heldout=heldout, eval_every=100,
+          data=train, heldout=heldout, eval_every=200,
           steps=size['steps']['teacher'], **common,
       ),
       trajectories=dict(
@@ -105,7 +122,7 @@ def get_config(arg: str = 'digits') -> ConfigDict:
           teacher='stage:teacher', vae='stage:tokenizer',
           pairs=size['pairs'], shard_size=size['shard'],
           batch_size=256 if size['pairs'] > 256 else size['shard'],
-          cfg=1.0, top_k=0, top_p=1.0,
+          cfg=0.25, top_k=0, top_p=1.0,
           solver='dpmpp_2m', solver_steps=100,
       ),
       student=dict(
@@ -113,7 +130,7 @@ def get_config(arg: str = 'digits') -> ConfigDict:
           method=dict(
               name='distilled_decoding', t_set=size['t_set'],
               split=size['split'], loss_norm='l2', perceptual=1.0,
-              embedding=0.1,
+              embedding=0.1, perceptual_batch=size['batch'] // 4,
           ),
           roles=dict(student=dict(
               model=dict(name='dd_var', **transformer),
@@ -131,8 +148,16 @@ def get_config(arg: str = 'digits') -> ConfigDict:
       teacher='stage:teacher', student='stage:student', vae='stage:tokenizer',
       judge='stage:judge', pairs='stage:trajectories',
       reference=size['source'],
-      t_lists=dict(student_1=size['t_set'][:1], student_2=size['t_set']),
-      split=size['split'], involved=size['involved'], skips=(1, 2),
+      students={
+          'student_1': dict(t_list=size['t_set'][:1], split=scales),
+          'student_2': dict(t_list=size['t_set'], split=scales),
+          # The continuous head's share of the image, as it was trained.
+          'student_1_split': dict(
+              t_list=size['t_set'][:1], split=size['split']
+          ),
+          'student_2_split': dict(t_list=size['t_set'], split=size['split']),
+      },
+      involved=size['involved'], skips=(1, 2),
       samples=size['samples'], batch_size=min(500, size['samples']),
   )
   return config

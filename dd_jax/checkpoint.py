@@ -12,7 +12,8 @@ Orbax reads it in one line on any topology.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -82,9 +83,10 @@ class Checkpointer:
     }
     if state.ema:
       items['ema'] = ocp.args.StandardSave(state.ema)
-    self._manager.save(
-        int(state.step), args=ocp.args.Composite(**items), force=force
-    )
+    with self._explained():
+      self._manager.save(
+          int(state.step), args=ocp.args.Composite(**items), force=force
+      )
 
   def restore(
       self, abstract: TrainState, iterator: Any
@@ -123,7 +125,21 @@ class Checkpointer:
     return state
 
   def wait(self) -> None:
-    self._manager.wait_until_finished()
+    """Blocks until the last save is complete, and raises where it failed."""
+    with self._explained():
+      self._manager.wait_until_finished()
+
+  @contextlib.contextmanager
+  def _explained(self) -> Iterator[None]:
+    """Says what a failed write means, whatever library it failed in."""
+    try:
+      yield
+    except Exception as e:
+      raise OSError(
+          f'{self._manager.directory}: a checkpoint could not be written '
+          f'({_first_line(e)}); is the disk full? The saves before it are '
+          'whole: free space and run the same command again'
+      ) from e
 
   def close(self) -> None:
     self._manager.close()

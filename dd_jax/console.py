@@ -64,6 +64,7 @@ class Progress:
     self._console = _stream()
     self._bar = None
     self._began = self._said = time.monotonic()
+    self._first: tuple[int, float] | None = None  # once all is compiled
     self._done = start
 
   def __enter__(self) -> Progress:
@@ -89,13 +90,14 @@ class Progress:
       self._bar.update(self._task, completed=done, note=note)
       return
     now = time.monotonic()
-    if now - self._said < _LINE_SECONDS:
+    if self._first is None:
+      self._first = done, now
+    if now - self._said < _LINE_SECONDS or done == self._first[0]:
       return
     self._said = now
-    rate = (done - self._start) / (now - self._began)
-    left = (self._total - done) / rate if rate else float('inf')
+    rate = (done - self._first[0]) / (now - self._first[1])
     say(f'{self._name:<14} {done}/{self._total} ({done / self._total:.0%}), '
-        f'{left:.0f} s left  {note}')
+        f'{(self._total - done) / rate:.0f} s left  {note}')
 
   def __exit__(self, kind, *_) -> None:
     if self._bar is not None:

@@ -27,7 +27,6 @@ from dd_jax.flow.noise import pair_noise
 from dd_jax.stages import Context
 
 _FRESH = 1 << 20  # added to seeds: evaluation noise is never training noise
-_PER_CLASS = 1  # columns of a grid that show the same class
 _PATH = 8  # images of an interpolation
 
 # (ids (B,), labels (B,)) -> images (B, H, W, C) in [-1, 1].
@@ -48,10 +47,10 @@ class EvaluateConfig:
     judge: export folder or 'stage:name' of the classifier.
     pairs: folder or 'stage:name' of the student's pairs.
     reference: `source` of real images, with splits 'train' and 'heldout'.
-    t_lists: per student row the scales that are data when a step begins.
-    split: scale at which the student's heads change over.
+    students: per row of the student its `t_list` (scales that are data when a
+      step begins) and `split` (scale at which its heads change over).
     involved: scales (start, resume) that the teacher makes between two steps
-      of the student; empty for no such rows.
+      of the student, with the split of the first row; empty for no such rows.
     skips: numbers of last scales that the skip-n rows leave out.
     samples: images per row.
     batch_size: images per program run, over all hosts.
@@ -63,8 +62,7 @@ class EvaluateConfig:
   judge: str
   pairs: str
   reference: Mapping[str, Any]
-  t_lists: Mapping[str, Any]
-  split: int
+  students: Mapping[str, Mapping[str, Any]]
   involved: tuple[int, ...] = ()
   skips: tuple[int, ...] = ()
   samples: int = 5000
@@ -120,19 +118,20 @@ def _samplers(
         teacher, vae, trees[0], trees[2], labels, choose, **settings,
     ))
 
-  def few_step(t_list, trees, noise, labels):
+  def few_step(choice, trees, noise, labels):
     out = lib.few_step(
-        student, vae, trees[1], trees[2], noise, labels, t_list=t_list,
-        split=config.split,
+        student, vae, trees[1], trees[2], noise, labels,
+        t_list=tuple(choice['t_list']), split=choice['split'],
     )
     return lib.images_from_codes(vae, trees[2], out['codes'])
 
   def involved(mask, trees, ids, labels):
     start, resume = config.involved
+    split = next(iter(config.students.values()))['split']
     out = lib.teacher_involved(
         student, teacher, vae, trees[1], trees[0], trees[2], noise_of(ids),
         labels, lib.categorical(keys_of(ids)), start=start, resume=resume,
-        split=config.split, prefill_mask=mask, **settings,
+        split=split, prefill_mask=mask, **settings,
     )
     return lib.images_from_codes(vae, trees[2], out['codes'])
 
@@ -172,13 +171,13 @@ def _samplers(
     ))
 
   students = {
-      name: functools.partial(few_step, tuple(t_list))
-      for name, t_list in config.t_lists.items()
+      name: functools.partial(few_step, choice)
+      for name, choice in config.students.items()
   }
   rows = [
       Row(report.TEACHER, scales, program(by_lot)),
       Row('teacher_flow', scales, from_noise(by_flow)),
-      *(Row(n, len(config.t_lists[n]), from_noise(f))
+      *(Row(n, len(config.students[n]['t_list']), from_noise(f))
         for n, f in students.items()),
   ]
   if config.involved:
@@ -240,7 +239,7 @@ def _pictures(
     logs: Mapping[str, epath.Path],
 ) -> dict[str, Any]:
   shown = min(num_classes, 10)
-  ids = np.arange(shown * _PER_CLASS, dtype=np.uint32)
+  ids = np.arange(shown, dtype=np.uint32)
   labels = (ids % num_classes).astype(np.int32)
   noise = np.asarray(draw(ids))
   same = {n: np.asarray(f(noise, labels)) for n, f in pictured.items()}
@@ -278,7 +277,8 @@ def _environment(
       'python': platform.python_version(), 'device': device.device_kind,
       'devices': jax.device_count(), 'cpu_count': os.cpu_count(),
       'samples': config.samples, 'batch_size': config.batch_size,
-      'split': config.split,
+      **{f'{name}_{k}': v for name, choice in config.students.items()
+         for k, v in choice.items()},
       **{f'pairs_{k}': v for k, v in pairs.manifest.provenance.items()
          if k not in ('teacher', 'vae')},
       'pairs': len(pairs),

@@ -100,7 +100,7 @@ class Programs:
     return self.compiled[updates](state, frozen, batch)
 
 
-def _fresh_state(
+def fresh_state(
     method: Method, seed: int, sources: Mapping[str, Params | None],
     mesh: Mesh, rules: str,
 ) -> tuple[TrainState, TrainState]:
@@ -172,7 +172,7 @@ def train(
       source, batch_size=config.batch_size, seed=seed,
       process_index=jax.process_index(), process_count=jax.process_count(),
   )
-  abstract, fresh = _fresh_state(method, seed, sources, mesh, rules)
+  abstract, fresh = fresh_state(method, seed, sources, mesh, rules)
   saver = checkpoint.Checkpointer(
       directory / 'checkpoints', save_every=config.save_every,
       keep=config.keep,

@@ -1,11 +1,14 @@
 # Copyright 2026 The dd_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Runs dd_jax.main and kills it by a signal after a number of programs.
+"""Runs dd_jax.main and lets something go wrong.
 
-    python tests/killable.py KILL 7 --config=... --workdir=...
+    python tests/killable.py KILL 7 ...    signal after 7 programs
+    python tests/killable.py FULL 4096 ... no file may grow beyond 4096 bytes
+    python tests/killable.py NONE 0 ...    nothing
 """
 
 import os
+import resource
 import signal
 import sys
 
@@ -24,6 +27,8 @@ def add_and_kill(self, outputs):
     os.kill(os.getpid(), getattr(signal, f'SIG{name}'))
 
 
-if name != 'NONE':
+if name == 'FULL':
+  resource.setrlimit(resource.RLIMIT_FSIZE, (count, count))
+elif name != 'NONE':
   hooks.Throttle.add = add_and_kill
 main.cli()

@@ -217,3 +217,20 @@ def test_redo_makes_the_stage_and_its_dependents_again(
   assert result.stdout.count('complete, skipped') == 4
   assert record(workdir, 'student')['config']['steps'] == 3
   assert record(workdir, 'teacher') == record(finished, 'teacher')
+
+
+def test_a_full_disk_leaves_the_saves_before_it(cache, finished, tmp_path):
+  workdir = copy_of(finished, tmp_path, ('student', 'evaluate'))
+  before = tree_of(workdir)
+  args = (CONFIG, f'--workdir={workdir}', '--stage=student')
+  full = run_main(cache, *args, kill=('FULL', '20000'))
+  assert full.returncode == 1
+  assert 'could not be written' in full.stderr
+  assert 'Traceback' not in full.stderr
+  after = tree_of(workdir)
+  assert {k: after[k] for k in before} == before
+  # With space again, the same command goes on.
+  resumed = run_main(cache, *args)
+  assert resumed.returncode == 0, resumed.stderr
+  assert record(workdir, 'student')['hash'] == record(
+      finished, 'student')['hash']

@@ -54,7 +54,7 @@ def make_parts(teacher, **kwargs):
       values['method'], values['roles'], values['frozen'], values['steps'],
       pathlib.Path, mesh, config['rules'],
   )
-  _, fresh = train._fresh_state(method, 0, sources, mesh, config['rules'])
+  _, fresh = train.fresh_state(method, 0, sources, mesh, config['rules'])
   programs = train.Programs(method, values['micro_batches'], mesh)
   return method, programs, fresh(sources), frozen, mesh
 

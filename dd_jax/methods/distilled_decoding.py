@@ -30,6 +30,8 @@ class Config:
     embedding: weight of the continuous head's squared distance to the codes.
     loss_norm: image distance: 'network' (frozen network 'perceptual', LPIPS
       for instance), 'l1', 'l2' or 'none'.
+    perceptual_batch: examples of a batch that the image distance is taken on,
+      0 for all; decoding is most of a step's work.
   """
 
   t_set: tuple[int, ...] = (0,)
@@ -38,6 +40,7 @@ class Config:
   perceptual: float = 1.0
   embedding: float = 0.1
   loss_norm: str = 'l2'
+  perceptual_batch: int = 0
 
   def __post_init__(self) -> None:
     norms = ('network', 'l1', 'l2', 'none')
@@ -84,7 +87,8 @@ class DistilledDecoding(Method):
     )
     shared = {'codes': codes, 'noise': noise, 'offset': starts[pick]}
     if self.config.loss_norm != 'none':
-      shared['image'] = vae['decode'](params, vae['accumulate'](params, codes))
+      some = codes[:self.config.perceptual_batch or None]
+      shared['image'] = vae['decode'](params, vae['accumulate'](params, some))
     return shared
 
   def loss(self, params: Any, inputs: Inputs) -> Output:
@@ -112,11 +116,13 @@ class DistilledDecoding(Method):
     if config.loss_norm != 'none':
       split = sum(n * n for n in model.config.patch_nums[:config.split])
       vae, vae_params = self.frozen['vae'].fns, inputs.frozen['vae']
-      picked = vae['codes'](
-          vae_params, jax.lax.stop_gradient(out['logits']).argmax(axis=-1)
+      some = slice(config.perceptual_batch or None)
+      logits = jax.lax.stop_gradient(out['logits'][some])
+      picked = vae['codes'](vae_params, logits.argmax(axis=-1))
+      merged = jnp.where(
+          (position < split)[..., None], picked, out['codes'][some]
       )
-      merged = jnp.where((position < split)[..., None], picked, out['codes'])
-      merged = jnp.where(given[..., None], codes, merged)
+      merged = jnp.where(given[some, :, None], codes[some], merged)
       image = vae['decode'](vae_params, vae['accumulate'](vae_params, merged))
       distance = self._distance(inputs, image, shared['image']).mean()
       loss += config.perceptual * distance

@@ -1,0 +1,162 @@
+# Copyright 2026 The dd_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Every model and every method gives the same on any mesh."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from dd_jax import build, optim, registry, sharding, train
+from dd_jax import config as config_lib
+from dd_jax.method import Role
+
+B = 16
+VQVAE = dict(
+    name='vqvae', image_size=8, image_channels=1, ch=8, ch_mult=[1, 2],
+    res_blocks=1, z_channels=4, vocab_size=16, patch_nums=[1, 2, 4],
+)
+VAR = dict(
+    num_classes=4, depth=2, width=16, heads=2, patch_nums=[1, 2, 4],
+    vocab_size=16, code_dim=4, gamma_init=1.0,
+)
+MODELS = {
+    'vae': VQVAE,
+    'teacher': dict(VAR, name='var', shared_aln=True),
+    'student': dict(VAR, name='dd_var', zero_flags=False),
+    'judge': dict(name='judge', image_size=8, image_channels=1,
+                  num_classes=4),
+}
+# Method -> role, model of the role, frozen networks, fields.
+METHODS = {
+    'vqvae': ('tokenizer', 'vae', (), {'revive_every': 1}),
+    'classifier': ('judge', 'judge', (), {}),
+    'var': ('teacher', 'teacher', ('vae',), {}),
+    'distilled_decoding': ('student', 'student', ('vae',),
+                           {'t_set': [0, 1], 'split': 1}),
+}
+MESHES = {
+    'dp': dict(data=8),
+    'fsdp_tp': dict(data=2, fsdp=2, tensor=2),
+}
+
+
+def make_batch():
+  rng = np.random.default_rng(0)
+  return {
+      'image': rng.uniform(-1, 1, (B, 8, 8, 1)).astype(np.float32),
+      'label': rng.integers(0, 4, B).astype(np.int32),
+      'index': np.arange(B, dtype=np.uint32),
+      'pair_id': np.arange(B, dtype=np.uint32),
+      'seed': np.full(B, 3, np.uint32),
+      'indices': rng.integers(0, 16, (B, 21)).astype(np.int32),
+  }
+
+
+@functools.cache
+def one_step(name, rules):
+  role_name, role_model, frozen, fields = METHODS[name]
+  mesh = sharding.make_mesh(MESHES[rules])
+  model = build.build_model(MODELS[role_model])
+  tx = optim.make_optimizer(
+      optim.OptimizerConfig(warmup=0.0, lr=1e-2), total=10
+  )
+  role = Role(model, tx, lambda key, _: model.init(key), ema=0.9)
+  models = {n: build.build_model(MODELS[n]) for n in frozen}
+  params = {
+      n: jax.device_put(p, sharding.shard_params(
+          models[n].axes(), p, mesh, sharding.RULES[rules]
+      )) for n, m in models.items()
+      if (p := m.init(jax.random.key(1))) is not None
+  }
+  cls = registry.get('methods', name)
+  method = cls(
+      config_lib.make(cls.Config, fields, name), {role_name: role}, models
+  )
+  _, fresh = train.fresh_state(method, 0, {role_name: None}, mesh, rules)
+  programs = train.Programs(method, 1, mesh)
+  state = fresh({role_name: None})
+  for _ in range(2):
+    state, metrics = programs(
+        method.updates(0), state, params,
+        sharding.place_batch(make_batch(), mesh),
+    )
+  assert len(programs.compiled) == 1
+  sharded = [
+      not x.sharding.is_fully_replicated
+      for x in jax.tree.leaves(state.params)
+  ]
+  return jax.device_get((state.params, state.ema, metrics)), any(sharded)
+
+
+@pytest.mark.parametrize('name', sorted(METHODS))
+def test_train_step_is_the_same_on_any_mesh(name):
+  (want, _), (got, sharded) = one_step(name, 'dp'), one_step(name, 'fsdp_tp')
+  # Convolutions have no axis in the rules: their models stay whole.
+  assert sharded or name in ('vqvae', 'classifier')
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4),
+      want, got,
+  )
+
+
+def forward_inputs(name):
+  batch = make_batch()
+  x = np.random.default_rng(1).normal(size=(B, 21, 4)).astype(np.float32)
+  return {
+      'vae': (batch['image'],),
+      'judge': (batch['image'],),
+      'teacher': (batch['label'], x[:, 1:]),
+      'student': (x, batch['label'], np.full(B, 1, np.int32)),
+  }[name]
+
+
+@pytest.mark.parametrize('name', sorted(MODELS))
+def test_forward_is_the_same_on_any_mesh(name):
+  model = build.build_model(MODELS[name])
+  params = model.init(jax.random.key(0))
+  inputs = forward_inputs(name)
+  want = jax.jit(model.apply)(params, *inputs)
+  mesh = sharding.make_mesh(MESHES['fsdp_tp'])
+  placed = jax.device_put(params, sharding.shard_params(
+      model.axes(), params, mesh, sharding.RULES['fsdp_tp']
+  ))
+  rows = sharding.place_rows({str(i): x for i, x in enumerate(inputs)}, mesh)
+  got = jax.jit(model.apply)(placed, *rows.values())
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+      want, got,
+  )
+
+
+def test_mesh_errors_name_what_is_wrong():
+  with pytest.raises(ValueError, match="no axis \\['model'\\]"):
+    sharding.make_mesh(dict(model=2))
+  with pytest.raises(ValueError, match='only one axis may be -1'):
+    sharding.make_mesh(dict(data=-1, fsdp=-1))
+  with pytest.raises(ValueError, match='8 devices are not a multiple of 3'):
+    sharding.make_mesh(dict(data=-1, tensor=3))
+  with pytest.raises(ValueError, match='needs 4 devices, there are 8'):
+    sharding.make_mesh(dict(data=4))
+
+
+def test_axis_that_does_not_divide_is_named():
+  model = build.build_model(dict(MODELS['teacher'], vocab_size=17))
+  with pytest.raises(ValueError, match="head/logits/kernel: axis 'vocab'"):
+    sharding.shard_params(
+        model.axes(), model.abstract(),
+        sharding.make_mesh(MESHES['fsdp_tp']), sharding.RULES['fsdp_tp'],
+    )
+
+
+def test_large_arrays_without_a_rule_fall_back_to_fsdp():
+  mesh = sharding.make_mesh(dict(data=2, fsdp=4))
+  shapes = {'big': jax.ShapeDtypeStruct((3, 1024, 512), np.float32),
+            'small': jax.ShapeDtypeStruct((4, 4), np.float32)}
+  axes = {'big': (None, None, None), 'small': (None, None)}
+  out = sharding.shard_params(axes, shapes, mesh, sharding.RULES['fsdp'])
+  assert out['big'].spec == (None, 'fsdp', None)
+  assert out['small'].spec == (None, None)
