@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 
 import jax
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
@@ -61,9 +62,8 @@ def one_step(name, rules):
   role_name, role_model, frozen, fields = METHODS[name]
   mesh = sharding.make_mesh(MESHES[rules])
   model = build.build_model(MODELS[role_model])
-  tx = optim.make_optimizer(
-      optim.OptimizerConfig(warmup=0.0, lr=1e-2), total=10
-  )
+  # Plain descent: Adam's first steps blow up what is near zero.
+  tx = optim.scale_by_clock(lambda count: 0.1, 'step')
   role = Role(model, tx, lambda key, _: model.init(key), ema=0.9)
   models = {n: build.build_model(MODELS[n]) for n in frozen}
   params = {
@@ -98,7 +98,7 @@ def test_train_step_is_the_same_on_any_mesh(name):
   # Convolutions have no axis in the rules: their models stay whole.
   assert sharded or name in ('vqvae', 'classifier')
   jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4),
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5),
       want, got,
   )
 
@@ -145,7 +145,7 @@ def test_mesh_errors_name_what_is_wrong():
 
 def test_axis_that_does_not_divide_is_named():
   model = build.build_model(dict(MODELS['teacher'], vocab_size=17))
-  with pytest.raises(ValueError, match="head/logits/kernel: axis 'vocab'"):
+  with pytest.raises(ValueError, match="head/logits/bias: axis 'vocab'"):
     sharding.shard_params(
         model.axes(), model.abstract(),
         sharding.make_mesh(MESHES['fsdp_tp']), sharding.RULES['fsdp_tp'],
@@ -158,5 +158,5 @@ def test_large_arrays_without_a_rule_fall_back_to_fsdp():
             'small': jax.ShapeDtypeStruct((4, 4), np.float32)}
   axes = {'big': (None, None, None), 'small': (None, None)}
   out = sharding.shard_params(axes, shapes, mesh, sharding.RULES['fsdp'])
-  assert out['big'].spec == (None, 'fsdp', None)
-  assert out['small'].spec == (None, None)
+  assert out['big'].spec == P(None, 'fsdp', None)
+  assert out['small'].spec == P(None, None)
