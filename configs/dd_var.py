@@ -18,9 +18,9 @@ SIZES = {
     'tiny': dict(
         source=dict(source='digits'), image_size=8, ch=8, ch_mult=(1, 2),
         z_channels=4, vocab_size=16, patch_nums=(1, 2, 4), width=16, heads=2,
-        depth=2, t_set=(0, 1), split=1, involved=(1, 2), pairs=64, shard=32,
+        depth=2, t_set=(0, 1), split=1, involved=(1, 2), pairs=64, shard=16,
         batch=16, samples=32, save_every=2,
-        steps=dict(judge=4, tokenizer=4, teacher=4, student=4),
+        steps=dict(judge=4, tokenizer=8, teacher=8, student=8),
     ),
     'digits': dict(
         source=dict(source='digits'), image_size=8, ch=16, ch_mult=(1, 2),

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import logging as std_logging
 import socket
 import sys
 import traceback
@@ -70,14 +71,16 @@ def main(argv: list[str]) -> None:
   logging.set_verbosity(
       logging.INFO if _VERBOSE.value else logging.WARNING
   )
+  # Each of Orbax's tasks would tell of a write that we report once.
+  std_logging.getLogger('asyncio').setLevel(std_logging.CRITICAL)
   connect()
-  config = _CONFIG.value.to_dict()
-  workdir = epath.Path(_WORKDIR.value or f'runs/{config["name"]}')
-  if config['compilation_cache']:
-    jax.config.update(
-        'jax_compilation_cache_dir', config['compilation_cache']
-    )
   try:
+    config = _CONFIG.value.to_dict()
+    workdir = epath.Path(_WORKDIR.value or f'runs/{config["name"]}')
+    if config['compilation_cache']:
+      jax.config.update(
+          'jax_compilation_cache_dir', config['compilation_cache']
+      )
     stages.run(config, workdir, only=_STAGE.value, redo=_REDO.value)
   except hooks.Preempted as e:
     console.say(str(e))
@@ -88,9 +91,24 @@ def main(argv: list[str]) -> None:
     sys.exit(1)
 
 
+def _parse(argv: list[str]) -> list[str]:
+  """Parses flags; what is wrong in one line, not in a trace.
+
+  Overrides of fields that a config lacks and arguments that it refuses come
+  here too: config files are read while flags are parsed.
+  """
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, ValueError, LookupError, AttributeError, TypeError,
+          OSError) as e:
+    text = str(e.args[0] if e.args else e).strip()
+    console.fail(text.splitlines()[-1])
+    sys.exit(2)
+
+
 def cli() -> None:
   flags.mark_flag_as_required('config')
-  app.run(main)
+  app.run(main, flags_parser=_parse)
 
 
 if __name__ == '__main__':

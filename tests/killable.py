@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+import time
 
 from dd_jax import hooks, main
 
@@ -25,6 +26,7 @@ def add_and_kill(self, outputs):
   count -= 1
   if not count:
     os.kill(os.getpid(), getattr(signal, f'SIG{name}'))
+    time.sleep(3)  # what listens for the signal has a thread of its own
 
 
 if name == 'FULL':
