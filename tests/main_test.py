@@ -124,12 +124,12 @@ def test_a_killed_generation_resumes_to_the_same_bytes(
       finished, tmp_path, ('trajectories', 'student', 'evaluate')
   )
   args = (CONFIG, f'--workdir={workdir}', '--stage=trajectories')
-  # A signal is acted upon between shards, at the second after it.
+  # A signal is acted upon between shards, at the first or second after it.
   when = {'KILL': '3', 'TERM': '1'}[signal]
   killed = run_main(cache, *args, kill=(signal, when))
   assert killed.returncode == {'KILL': -9, 'TERM': 143}[signal], killed.stderr
   shards = list((workdir / 'trajectories/data').glob('*.array_record'))
-  assert len(shards) == 2
+  assert 1 <= len(shards) <= 2
   resumed = run_main(cache, *args)
   assert resumed.returncode == 0, resumed.stderr
   assert tree_of(workdir / 'trajectories/data') == tree_of(
