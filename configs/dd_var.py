@@ -27,7 +27,7 @@ SIZES = {
         z_channels=8, vocab_size=64, patch_nums=(1, 2, 3, 4), width=64,
         heads=4, depth=3, t_set=(0, 2), split=2, involved=(1, 3), pairs=16384,
         shard=2048, batch=64, samples=5000,
-        steps=dict(judge=600, tokenizer=600, teacher=800, student=3000),
+        steps=dict(judge=600, tokenizer=600, teacher=800, student=2400),
     ),
     'mnist5k': dict(
         source=dict(source='mnist5k', size=16), image_size=16, ch=16,
@@ -155,7 +155,6 @@ def get_config(arg: str = 'digits') -> ConfigDict:
           'student_1_split': dict(
               t_list=size['t_set'][:1], split=size['split']
           ),
-          'student_2_split': dict(t_list=size['t_set'], split=size['split']),
       },
       involved=size['involved'], skips=(1, 2),
       samples=size['samples'], batch_size=min(500, size['samples']),

@@ -73,8 +73,8 @@ def test_all_stages_end_in_a_report(finished):
   names = [row['name'] for row in report['rows']]
   assert names == [
       'teacher', 'teacher_flow', 'student_1', 'student_1_split', 'student_2',
-      'student_2_split', 'involved_causal', 'involved_full', 'skip_1',
-      'skip_2', 'onestep_pooled', 'onestep_class',
+      'involved_causal', 'involved_full', 'skip_1', 'skip_2',
+      'onestep_pooled', 'onestep_class',
   ]
   assert set(report['ratios']) == {
       'student_1', 'student_2', 'onestep_pooled', 'onestep_class'
