@@ -80,8 +80,8 @@ class Row:
 
 def _samplers(
     config: EvaluateConfig, models: Mapping[str, Any],
-    params: Mapping[str, Any], pairs: pairs_lib.PairSource, seed: int,
-    mesh: Any,
+    params: Mapping[str, Any], pairs: pairs_lib.PairSource, real: Any,
+    seed: int, mesh: Any,
 ) -> tuple[list[Row], Callable[..., Any], dict[str, Callable[..., Any]]]:
   """Rows of the report, and the functions of noise among them for pictures."""
   teacher, student, vae = (models[n] for n in ('teacher', 'student', 'vae'))
@@ -170,6 +170,11 @@ def _samplers(
         teacher.config.vocab_size,
     ))
 
+  def mixed_pixels(ids, labels):
+    return baselines.mix_pixels(
+        rng, real.arrays['image'], real.arrays['label'], labels
+    )
+
   students = {
       name: functools.partial(few_step, choice)
       for name, choice in config.students.items()
@@ -194,6 +199,7 @@ def _samplers(
   rows += [
       Row('onestep_pooled', 1, onestep_pooled),
       Row('onestep_class', 1, onestep_class),
+      Row(report.MIXED, 0, mixed_pixels),
   ]
   pictured = {'teacher': by_flow} | students
   draw = jax.jit(noise_of)
@@ -317,7 +323,7 @@ def run(context: Context) -> dict[str, Any]:
       ) for split, source in real.items()
   })
   rows, draw, pictured = _samplers(
-      config, models, params, pairs, context.seed, mesh
+      config, models, params, pairs, real['train'], context.seed, mesh
   )
   lines, images = [], {}
   with console.Progress(context.name, len(rows)) as bar:

@@ -11,7 +11,12 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+from dd_jax import checkpoint
+from dd_jax.data import sources
+from dd_jax.evals import baselines, judge
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = '--config=configs/dd_var.py:tiny'
@@ -74,7 +79,7 @@ def test_all_stages_end_in_a_report(finished):
   assert names == [
       'teacher', 'teacher_flow', 'student_1', 'student_1_split', 'student_2',
       'involved_causal', 'involved_full', 'skip_1', 'skip_2',
-      'onestep_pooled', 'onestep_class',
+      'onestep_pooled', 'onestep_class', 'mixed_pixels',
   ]
   assert set(report['ratios']) == {
       'student_1', 'student_2', 'onestep_pooled', 'onestep_class'
@@ -82,6 +87,33 @@ def test_all_stages_end_in_a_report(finished):
   for name in ('samples.png', 'interpolation.png', 'curves.png'):
     assert (finished / 'report' / name).read_bytes().startswith(b'\x89PNG')
   assert 'student_1' in (finished / 'report/report.md').read_text()
+
+
+def test_the_digits_judge_sees_strokes(cache, tmp_path):
+  result = run_main(
+      cache, '--config=configs/dd_var.py:digits', f'--workdir={tmp_path}',
+      '--stage=judge',
+  )
+  assert result.returncode == 0, result.stderr
+  (export,) = tmp_path.glob('judge/export/*')
+  model, params = checkpoint.load(export)
+  look = lambda images, labels: judge.look(  # noqa: E731
+      images, labels, lambda x: model.fns['features'](params, x),
+      lambda x: model.fns['forward'](params, x),
+  )
+  train, heldout = (sources.digits(s).arrays for s in ('train', 'heldout'))
+  reference = judge.Reference(
+      *(look(s['image'], s['label']) for s in (train, heldout))
+  )
+  floor = judge.floor(reference)
+  assert judge.is_fit(floor)
+  labels = np.arange(2000) % 10
+  mixed = baselines.mix_pixels(
+      np.random.default_rng(0), train['image'], train['label'], labels
+  )
+  scores = judge.compare(look(mixed, labels), reference)
+  # A judge that never saw moved images gives 0.8 to 1.
+  assert scores['fd_train'] > 2 * floor['fd_train']
 
 
 def test_a_second_run_skips_everything(cache, finished):

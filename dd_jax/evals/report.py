@@ -19,6 +19,7 @@ from dd_jax.evals import judge
 
 ROW_FIELDS = ('name', 'steps', 'seed', *judge.SCORES, 'seconds_per_image')
 TEACHER = 'teacher'  # name of the row that the others are compared with
+MIXED = 'mixed_pixels'  # must score worse than real images do
 RATIOS = ('student_1', 'student_2', 'onestep_pooled', 'onestep_class')
 
 _COLUMNS = (
@@ -139,6 +140,12 @@ def warnings(report: Report) -> list[str]:
         f'accuracy, below {judge.MIN_ACCURACY:.0%}.'
     )
   for row in report['rows']:
+    if row['name'] == MIXED and row['fd_train'] < floor['fd_train']:
+      out.append(
+          'The judge is not fit to judge: it takes pixels mixed from several '
+          f'images (FD {row["fd_train"]:.2f}) for better images than real '
+          f'ones that it has not seen ({floor["fd_train"]:.2f}).'
+      )
     if row['name'] == TEACHER and judge.is_weak(row, floor):
       out.append(
           f'The teacher of seed {row["seed"]} is weak (FD '
@@ -178,8 +185,9 @@ def markdown(report: Report, pictures: Iterable[str] = ()) -> str:
       '## Quality and speed',
       _markdown_table(*table(report)),
       'FD is the Fréchet distance of the judge\'s features, lower is better; '
-      'the row held-out is what real images score. Speed-up and FD/teacher '
-      'compare with the teacher of the same seed.',
+      'the row held-out is what real images score, mixed_pixels what pixels '
+      'score that were drawn one by one from real images of the class. '
+      'Speed-up and FD/teacher compare with the teacher of the same seed.',
       f'## FD over the teacher\'s, {_count(len(seeds), "seed")}',
       _markdown_table(
           ('sampler', 'ratio'),

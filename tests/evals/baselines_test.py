@@ -47,6 +47,24 @@ def test_per_class_uses_only_that_class():
   assert (draws[wanted == 4, 1] == 3).all()
 
 
+def test_mixed_pixels_are_those_of_the_class_at_their_place():
+  n, size = 40, 3
+  labels = np.arange(n) % 2
+  place = np.arange(size * size).reshape(size, size, 1)
+  images = 1000 * labels[:, None, None, None] + 10 * place + (
+      np.arange(n)[:, None, None, None] // 2 % 10
+  )
+  wanted = np.array([1, 0, 1])
+  mixed = baselines.mix_pixels(
+      np.random.default_rng(0), images, labels, wanted
+  )
+  kept = 1000 * wanted[:, None, None, None] + 10 * place
+  np.testing.assert_array_equal(mixed // 10 * 10, kept)
+  assert len(np.unique(mixed[0] % 10)) > 1  # of several donors
+  with pytest.raises(ValueError, match='no image of class 2'):
+    baselines.mix_pixels(np.random.default_rng(0), images, labels, wanted + 1)
+
+
 def test_same_seed_same_draws():
   counts = np.ones((5, 9), np.int64)
   a, b = (

@@ -94,6 +94,8 @@ def test_warnings():
   unfit = report.make([row('teacher')], FLOOR | {'accuracy': 0.9}, {})
   assert 'not fit to judge: 90.0%' in report.warnings(unfit)[0]
   assert report.warnings(unfit)[0] in report.markdown(unfit)
+  blind = report.make([row('teacher'), row('mixed_pixels', fd=0.4)], FLOOR, {})
+  assert 'FD 0.40) for better images' in report.warnings(blind)[0]
 
 
 def test_write_and_read(tmp_path):
