@@ -10,13 +10,16 @@ over and nothing missing on either side.
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import re
 from typing import Any, Protocol
 
 import numpy as np
+
+from dd_jax.convert import lazy
+from dd_jax.convert.lazy import LazyArray
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -173,33 +176,53 @@ Table = Sequence[Row]
 
 def convert(
     table: Table,
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, Any],
     target: Mapping[str, Any],
     *,
     ignore: Iterable[str] = (),
 ) -> dict[str, Any]:
-  """Turns a checkpoint's tensors into our parameters.
+  """Turns a checkpoint's tensors into our parameters, in memory.
+
+  Takes the arguments of `plan` and raises what it raises.
+
+  Returns:
+    Nested dict of arrays with the structure of `target`.
+  """
+  leaves = plan(table, tensors, target, ignore=ignore)
+  return nest(target, {k: np.asarray(v) for k, v in leaves.items()})
+
+
+def plan(
+    table: Table,
+    tensors: Mapping[str, Any],
+    target: Mapping[str, Any],
+    *,
+    ignore: Iterable[str] = (),
+) -> dict[str, LazyArray]:
+  """How a checkpoint's tensors become our parameters, from shapes alone.
 
   Args:
     table: rows; each tensor must match exactly one row or `ignore` template.
-    tensors: arrays by the checkpoint's names; their types are kept.
+    tensors: arrays or lazy arrays by the checkpoint's names; their types are
+      kept.
     target: nested dict whose leaves have the `shape` that is expected, such as
       `Model.abstract()` returns.
     ignore: templates of names that hold no weights, such as buffers.
 
   Returns:
-    Nested dict of arrays with the structure of `target`.
+    By '/'-joined path in the order of `target`, arrays that read their tensors
+    when they are asked for.
 
   Raises:
     ConversionError: lists every tensor that not exactly one template matches,
-      every target that not exactly one row fills, every missing layer and every
-      wrong shape.
+      every target that not exactly one row fills, every missing layer, every
+      wrong shape and every leaf of several types.
   """
   sources = [(f'row {t!r}', t) for row in table for t in row.src]
   ignored = [(f'ignored {t!r}', t) for t in ignore]
   problems = _unclaimed('tensor', tensors, sources + ignored)
-  shapes = {path: tuple(leaf.shape) for path, leaf in _flatten(target)}
-  filled: dict[str, np.ndarray | None] = {}
+  shapes = {path: tuple(leaf.shape) for path, leaf in flatten(target)}
+  filled: dict[str, LazyArray | None] = {}
   for row in table:
     for numbers, layers in _layers(row, tensors, problems).items():
       paths = [_fill(t, dict(numbers)) for t in row.dst]
@@ -207,29 +230,22 @@ def convert(
         if path in filled:
           problems.append(f'target {path!r} is filled twice')
         filled.setdefault(path, None)
+      first = layers[0][0]
       try:
-        outputs = [
-            _exactly(
-                row.fwd.forward(tuple(np.asarray(tensors[n]) for n in names)),
-                len(paths),
-            )
-            for names in layers
-        ]
-        stack = np.stack if row.stacked else lambda parts: parts[0]
-        values = [stack(parts) for parts in zip(*outputs, strict=True)]
+        made = _planned(row, layers, tensors)
       except (ValueError, IndexError) as e:
-        problems.append(f'tensor {layers[0][0]!r} does not fit its row: {e}')
+        problems.append(f'tensor {first!r} does not fit its row: {e}')
         continue
-      for path, value in zip(paths, values, strict=True):
-        filled[path] = np.asarray(value, order='C')
+      for path, leaf in zip(paths, made, strict=True):
+        filled[path] = leaf
         if path not in shapes:
           problems.append(
-              f'target {path!r} of tensor {layers[0][0]!r} does not exist'
+              f'target {path!r} of tensor {first!r} does not exist'
           )
-        elif value.shape != shapes[path]:
+        elif leaf.shape != shapes[path]:
           problems.append(
               f'target {path!r} has shape {shapes[path]}, but tensor '
-              f'{layers[0][0]!r} gives {value.shape}'
+              f'{first!r} gives {leaf.shape}'
           )
   problems.extend(
       f'target {path!r} is not filled: {_wanted(table, path)}'
@@ -237,29 +253,60 @@ def convert(
   )
   if problems:
     raise ConversionError(problems)
-  return _nest(target, filled)
+  return {path: filled[path] for path in shapes}
 
 
 def invert(table: Table, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Turns our parameters back into a checkpoint's tensors.
+  """Turns our parameters back into a checkpoint's tensors, in memory.
 
-  Args:
-    table: the rows that `convert` was given.
-    params: nested dict of arrays; each leaf must match exactly one row.
+  Takes the arguments of `plan_inverse` and raises what it raises.
 
   Returns:
     Contiguous arrays by the checkpoint's names, without what was ignored.
+  """
+  tensors = {}
+  for group in plan_inverse(table, params):
+    tensors |= group.make()
+  return tensors
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Group:
+  """Tensors of a checkpoint that are made from the same parameters.
+
+  Attributes:
+    shapes: of every tensor, by name.
+    dtype: of all of them.
+    make: reads the parameters and gives contiguous arrays by name.
+  """
+
+  shapes: Mapping[str, tuple[int, ...]]
+  dtype: np.dtype
+  make: Callable[[], dict[str, np.ndarray]]
+
+
+def plan_inverse(table: Table, params: Mapping[str, Any]) -> list[Group]:
+  """How our parameters become a checkpoint's tensors, from shapes alone.
+
+  Args:
+    table: the rows that `plan` was given.
+    params: nested dict of arrays or lazy arrays; each leaf must match exactly
+      one row.
+
+  Returns:
+    Groups that together make every tensor.
 
   Raises:
     ConversionError: lists every leaf that not exactly one row matches, every
       row that matches none unless it is optional, every name that is made twice
       and every wrong shape.
   """
-  leaves = {path: np.asarray(leaf) for path, leaf in _flatten(params)}
+  leaves = dict(flatten(params))
   problems = _unclaimed(
       'parameter', leaves, [(f'row {t!r}', t) for r in table for t in r.dst]
   )
-  tensors: dict[str, np.ndarray] = {}
+  made: list[Group] = []
+  seen: set[str] = set()
   for row in table:
     known_problems = len(problems)
     groups = _groups(row.dst, leaves, problems)
@@ -268,23 +315,85 @@ def invert(table: Table, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     for numbers, paths in groups.items():
       inputs = [leaves[path] for path in paths]
       try:
-        layers = _unstack(inputs) if row.stacked else [tuple(inputs)]
-        outputs = [
-            _exactly(row.fwd.inverse(layer), len(row.src)) for layer in layers
-        ]
+        blanks = [lazy.blank(tuple(x.shape)) for x in inputs]
+        shapes = {
+            k: v.shape for k, v in _inverse(row, numbers, blanks).items()
+        }
+        dtype = _one_type(inputs)
       except (ValueError, IndexError) as e:
         problems.append(f'parameter {paths[0]!r} does not fit its row: {e}')
         continue
-      for i, arrays in enumerate(outputs):
-        known = dict(numbers) | ({row.stacked: i} if row.stacked else {})
-        for template, array in zip(row.src, arrays, strict=True):
-          name = _fill(template, known)
-          if name in tensors:
-            problems.append(f'tensor {name!r} is made twice')
-          tensors[name] = np.asarray(array, order='C')
+      problems.extend(
+          f'tensor {name!r} is made twice' for name in shapes if name in seen
+      )
+      seen.update(shapes)
+
+      def make(row=row, numbers=numbers, inputs=inputs):
+        arrays = _inverse(row, numbers, [np.asarray(x) for x in inputs])
+        return {k: np.asarray(v, order='C') for k, v in arrays.items()}
+
+      made.append(Group(shapes, dtype, make))
   if problems:
     raise ConversionError(problems)
+  return made
+
+
+def _planned(
+    row: Row, layers: Sequence[tuple[str, ...]], tensors: Mapping[str, Any]
+) -> list[LazyArray]:
+  """The targets of one group of layers."""
+  shapes = [
+      [x.shape for x in _exactly(
+          row.fwd.forward(
+              tuple(lazy.blank(tuple(tensors[n].shape)) for n in names)
+          ), len(row.dst),
+      )]
+      for names in layers
+  ]
+  dtype = _one_type([tensors[n] for names in layers for n in names])
+  made = []
+  for k, parts in enumerate(zip(*shapes, strict=True)):
+    if len(set(parts)) > 1:
+      raise ValueError(f'its layers have shapes {sorted(set(parts))}')
+    shape = (len(parts), *parts[0]) if row.stacked else parts[0]
+
+    def make(k=k, shape=shape):
+      value = np.empty((len(layers), *shape[bool(row.stacked):]), dtype)
+      for i, names in enumerate(layers):
+        arrays = tuple(np.asarray(tensors[n]) for n in names)
+        value[i] = row.fwd.forward(arrays)[k]
+      return value.reshape(shape)
+
+    names = tuple(n for names in layers for n in names)
+    made.append(LazyArray(shape, dtype, make, names))
+  return made
+
+
+def _inverse(
+    row: Row, numbers: _Numbers, inputs: Sequence[np.ndarray]
+) -> dict[str, np.ndarray]:
+  """The tensors of one group of parameters."""
+  layers = _unstack(inputs) if row.stacked else [tuple(inputs)]
+  tensors = {}
+  for i, layer in enumerate(layers):
+    known = dict(numbers) | ({row.stacked: i} if row.stacked else {})
+    arrays = _exactly(row.fwd.inverse(layer), len(row.src))
+    for template, array in zip(row.src, arrays, strict=True):
+      tensors[_fill(template, known)] = array
   return tensors
+
+
+def _one_type(arrays: Sequence[Any]) -> np.dtype:
+  """The type of all; to stack several would change values for good."""
+  types = {np.dtype(x.dtype) for x in arrays}
+  if len(types) > 1:
+    raise ValueError(f'types {sorted(map(str, types))} in one parameter')
+  return types.pop()
+
+
+def matches(templates: Iterable[str], name: str) -> bool:
+  """Whether a name is one of those that the templates stand for."""
+  return any(_pattern(t).fullmatch(name) for t in templates)
 
 
 # Numbers of a name, such as (('block', 0), ('level', 3)).
@@ -402,22 +511,23 @@ def _reshape(
   return x.reshape(new)
 
 
-def _flatten(
+def flatten(
     tree: Mapping[str, Any], prefix: str = ''
 ) -> Iterator[tuple[str, Any]]:
+  """'/'-joined paths and leaves of nested dicts."""
   for key, value in tree.items():
     if isinstance(value, Mapping):
-      yield from _flatten(value, f'{prefix}{key}/')
+      yield from flatten(value, f'{prefix}{key}/')
     else:
       yield f'{prefix}{key}', value
 
 
-def _nest(
+def nest(
     tree: Mapping[str, Any], leaves: Mapping[str, Any], prefix: str = ''
 ) -> dict[str, Any]:
   """The structure of `tree` with the values of `leaves`."""
   return {
-      key: _nest(value, leaves, f'{prefix}{key}/')
+      key: nest(value, leaves, f'{prefix}{key}/')
       if isinstance(value, Mapping)
       else leaves[f'{prefix}{key}']
       for key, value in tree.items()

@@ -4,7 +4,12 @@
 
 from __future__ import annotations
 
-from dd_jax.convert import table
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dd_jax.convert import family, table
 
 
 def _conv(src: str, dst: str, optional: bool = False) -> list[table.Row]:
@@ -71,3 +76,51 @@ TABLE: table.Table = (
 
 # Hit counters of the training run.
 IGNORE = ('quantize.ema_vocab_hit_SV',)
+
+
+def _infer(
+    tensors: family.Tensors, given: Mapping[str, Any]
+) -> dict[str, Any]:
+  ch = family.size(tensors, 'encoder.conv_in.weight', 0)
+  levels = family.count(tensors, 'encoder.down.{i}.block.0.conv1.weight')
+  sides = given.get('patch_nums')
+  if sides is None:
+    if IGNORE[0] not in tensors:
+      raise family.Unknown(
+          'patch_nums', '1,2,3,4,5,6,8,10,13,16', 'no tensor tells it'
+      )
+    sides = family.patch_nums(family.size(tensors, IGNORE[0], 0))
+  return {
+      'ch': ch,
+      'ch_mult': tuple(
+          family.size(tensors, f'encoder.down.{i}.block.0.conv1.weight', 0)
+          // ch for i in range(levels)
+      ),
+      'res_blocks': family.count(
+          tensors, 'encoder.down.0.block.{i}.conv1.weight'
+      ),
+      'attention': 'encoder.mid.attn_1.qkv.weight' in tensors,
+      'image_channels': family.size(tensors, 'encoder.conv_in.weight', 1),
+      'image_size': sides[-1] * 2 ** (levels - 1),
+      'z_channels': family.size(tensors, 'quantize.embedding.weight', 1),
+      'vocab_size': family.size(tensors, 'quantize.embedding.weight', 0),
+      'patch_nums': sides,
+      'phi_count': family.count(
+          tensors, 'quantize.quant_resi.qresi_ls.{i}.weight'
+      ),
+  }
+
+
+def _buffers(config: Any) -> dict[str, np.ndarray]:
+  # Counters have run in a file; the program asks for them in any case.
+  shape = (len(config.patch_nums), config.vocab_size)
+  return {IGNORE[0]: np.zeros(shape, np.float32)}
+
+
+VAR_VQVAE = family.Family(
+    'vqvae',
+    ('encoder.conv_in.weight', 'quantize.embedding.weight',
+     'quantize.quant_resi.qresi_ls.0.weight', 'quant_conv.weight',
+     'post_quant_conv.weight'),
+    _infer, lambda config: TABLE, buffers=_buffers, kept=IGNORE,
+)

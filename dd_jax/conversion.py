@@ -1,0 +1,300 @@
+# Copyright 2026 The dd_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Released weight files to our exports, and back.
+
+    <export>/original.json         where the tensors stood, under which names
+    <export>/original.safetensors  tensors that are no weights but are kept
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+from etils import epath
+import numpy as np
+
+from dd_jax import checkpoint, console, registry, streaming
+from dd_jax.convert import readers, table, writers
+from dd_jax.convert.family import Family
+from dd_jax.convert.lazy import LazyArray
+from dd_jax.model import Model
+
+RECORD = 'original.json'
+KEPT = 'original.safetensors'
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """A conversion that is known to work, before a weight is read.
+
+  Attributes:
+    family: entry of `registry.TABLES['families']`.
+    model: the network, its config read from the tensors.
+    leaves: parameters by '/'-joined path.
+    parts: per file, what is needed to write it again.
+    kept: tensors that go into the side record.
+    dropped: names of tensors and other things that are left out.
+  """
+
+  family: str
+  model: Model
+  leaves: Mapping[str, LazyArray]
+  parts: Sequence[Mapping[str, Any]]
+  kept: Mapping[str, LazyArray]
+  dropped: Sequence[str]
+
+
+def guess(names: Collection[str]) -> str | None:
+  """The family whose files have these tensors, or None."""
+  found = [
+      (len(family.signature), name) for name, family in families().items()
+      if family.fits(names)
+  ]
+  return max(found)[1] if found else None
+
+
+def families() -> dict[str, Family]:
+  names = registry.TABLES['families']
+  return {name: registry.get('families', name) for name in names}
+
+
+def plan(
+    name: str, inputs: Sequence[str | os.PathLike], *,
+    given: Mapping[str, Any] | None = None,
+    wrapper: Sequence[str] | None = None, inert: Collection[str] = (),
+) -> Plan:
+  """Compares files with a family; reads shapes and buffers, no weights.
+
+  Args:
+    name: of the family.
+    inputs: files that together have the weights, most often one.
+    given: fields of the model's config, before what the tensors tell.
+    wrapper: keys that lead to the weights; found if None.
+    inert: names that a pickle may hold, see `readers.read`.
+
+  Raises:
+    ValueError: the file cannot be read, is of another family, or does not
+      match it in full; all that is wrong is listed.
+  """
+  family: Family = registry.get('families', name)
+  given = dict(given or {})
+  tensors: dict[str, LazyArray] = {}
+  parts, dropped = [], []
+  for path in inputs:
+    contents = readers.read(path, inert)
+    weights = readers.select(path, contents.tree, wrapper)
+    if twice := sorted(tensors.keys() & weights.tensors.keys()):
+      raise ValueError(f'{path}: {twice[0]!r} is in a file before it too')
+    tensors |= weights.tensors
+    dropped += weights.others
+    parts.append({
+        'format': contents.format, 'wrapper': list(weights.wrapper),
+        'prefix': weights.prefix, 'tensors': {
+            k: v.dtype.name for k, v in weights.tensors.items()
+            if not family.is_dropped(k)
+        },
+    })
+  where = ', '.join(map(str, inputs))
+  other = guess(tensors)
+  if other is not None and other != name:
+    raise ValueError(f'{where}: not a {name!r} file; use --family={other}')
+  dropped += [k for k in tensors if family.is_dropped(k)]
+  tensors = {k: v for k, v in tensors.items() if not family.is_dropped(k)}
+  try:
+    fields = family.infer(tensors, given) | given
+    model = registry.get('models', family.model)(fields)
+  except (ValueError, ZeroDivisionError) as e:  # sizes may be nonsense
+    names = ', '.join(list(tensors)[:3])
+    raise ValueError(f'{where}, with {names}, ...: {e}') from e
+  kept = {k: v for k, v in tensors.items() if family.is_kept(k)}
+  problems = []
+  buffers = family.buffers(model.config)
+  for key, value in buffers.items():
+    if key in tensors and key not in kept:
+      found = tensors[key]
+      if found.shape != value.shape or not np.array_equal(
+          np.asarray(found), value.astype(found.dtype)
+      ):
+        problems.append(
+            f'buffer {key!r} is not what the config makes; is one of '
+            f'{sorted(given) or "its fields"} wrong?'
+        )
+  weights = {
+      k: v for k, v in tensors.items() if k not in buffers and k not in kept
+  }
+  leaves: dict[str, LazyArray] = {}
+  try:
+    leaves = table.plan(
+        family.rows(model.config), weights, model.abstract()
+    )
+  except table.ConversionError as e:
+    problems += e.problems
+  if problems:
+    raise ValueError(f'{where}: {table.ConversionError(problems)}')
+  return Plan(name, model, leaves, parts, kept, dropped)
+
+
+def write(
+    work: Plan, output: epath.PathLike, source: Mapping[str, Any]
+) -> str:
+  """Writes the export of a plan; complete or not there at all.
+
+  Returns:
+    The hash of the export.
+  """
+
+  def add_record(folder: epath.Path) -> None:
+    record = {'family': work.family, 'parts': work.parts}
+    (folder / RECORD).write_text(json.dumps(record, indent=1))
+    if work.kept:
+      writers.write(
+          folder / KEPT,
+          {k: (v.shape, v.dtype) for k, v in work.kept.items()},
+          ((k, _contiguous(v)) for k, v in work.kept.items()),
+      )
+
+  params = table.nest(work.model.abstract(), work.leaves)
+  with console.Progress('convert', len(work.leaves)) as bar:
+    return streaming.export(
+        output, work.model, params, source, finish=add_record,
+        progress=bar.update,
+    )
+
+
+def show(work: Plan) -> None:
+  """Prints what goes where."""
+  def brief(names: Sequence[str]) -> str:
+    more = f' and {len(names) - 1} more' if len(names) > 1 else ''
+    return f'{names[0]}{more}'
+
+  console.table(
+      f'{work.family}: every parameter and the tensors that make it',
+      ('parameter', 'shape', 'type', 'from'),
+      [(path, by(leaf.shape), leaf.dtype, brief(leaf.sources))
+       for path, leaf in work.leaves.items()],
+  )
+  config = dataclasses.asdict(work.model.config)
+  console.say(f'config: {json.dumps(config)}')
+  used = {n for leaf in work.leaves.values() for n in leaf.sources}
+  names = {n for part in work.parts for n in part['tensors']}
+  made = sorted(names - used - work.kept.keys())
+  for title, group in (
+      ('made again from the config', made),
+      ('kept beside the parameters', sorted(work.kept)),
+      ('left out', sorted(work.dropped)),
+  ):
+    if group:
+      console.say(f'{title}: {brief(group)}')
+  total = sum(leaf.size for leaf in work.leaves.values())
+  console.say(
+      f'{len(used)} tensors -> {len(work.leaves)} parameters, {total:,} '
+      'values; nothing missing, nothing left over'
+  )
+
+
+def restore(
+    export: epath.PathLike, outputs: Sequence[str], name: str | None = None
+) -> None:
+  """Writes the file(s) that an export was made from.
+
+  Names, order, types, wrapper and prefix are those of the original. An export
+  that was trained here is laid out as its family's released file.
+
+  Args:
+    export: folder of an export.
+    outputs: a file for each that it was made from; `.safetensors`, `.pth` or
+      `.pt`. `.safetensors` has no wrappers.
+    name: of the family; None takes that of the record or of the model.
+
+  Raises:
+    ValueError: no family writes this network, another number of files, or
+      anything that differs from what is expected.
+  """
+  export = epath.Path(export)
+  meta = checkpoint.describe(export)
+  model = registry.get('models', meta['family'])(meta['config'])
+  file = export / RECORD
+  record = json.loads(file.read_text()) if file.exists() else None
+  name = name or (record or {}).get('family') or next(
+      (k for k, v in families().items() if v.model == meta['family']), None
+  )
+  if name is None or registry.get('families', name).model != meta['family']:
+    raise ValueError(
+        f'{export}: a {meta["family"]!r} network; no family '
+        f'{name or "of files"} is made of it'
+    )
+  family: Family = registry.get('families', name)
+  groups = table.plan_inverse(
+      family.rows(model.config),
+      streaming.open_params(export, model.abstract()),
+  )
+  extra: dict[str, Any] = dict(family.buffers(model.config))
+  if (export / KEPT).exists():
+    extra |= readers.read(export / KEPT).tree
+  made = {k: (shape, g.dtype) for g in groups for k, shape in g.shapes.items()}
+  parts = record['parts'] if record else [{
+      'wrapper': family.wrapper, 'prefix': '', 'tensors': {
+          k: np.dtype(v[1] if k in made else v.dtype).name
+          for k, v in (made | extra).items()
+      },
+  }]
+  if len(parts) != len(outputs):
+    raise ValueError(
+        f'{export} was made from {len(parts)} file(s), but --output names '
+        f'{len(outputs)}'
+    )
+  with console.Progress('restore', len(groups) * len(parts)) as bar:
+    for i, (part, output) in enumerate(zip(parts, outputs, strict=True)):
+      _restore_part(
+          part, pathlib.Path(output), groups, made, extra,
+          lambda done, i=i: bar.update(i * len(groups) + done),
+      )
+
+
+def _restore_part(
+    part: Mapping[str, Any], output: pathlib.Path,
+    groups: Sequence[table.Group], made: writers.Specs,
+    extra: Mapping[str, Any], progress: Callable[[int], None],
+) -> None:
+  names = part['tensors']
+  if lost := [n for n in names if n not in made and n not in extra]:
+    raise ValueError(f'{output}: nothing makes tensor {lost[0]!r}')
+  prefix = part['prefix']
+  specs = {
+      prefix + n: made[n] if n in made else (extra[n].shape, np.dtype(dtype))
+      for n, dtype in names.items()
+  }
+
+  def values() -> Iterator[tuple[str, np.ndarray]]:
+    for done, group in enumerate(groups):
+      progress(done)
+      if names.keys() & group.shapes.keys():
+        for n, value in group.make().items():
+          if n in names:
+            yield prefix + n, value
+    progress(len(groups))
+    for n in names:
+      if n not in made:
+        yield prefix + n, _contiguous(extra[n]).astype(names[n])
+
+  output.parent.mkdir(parents=True, exist_ok=True)
+  temporary = output.with_name(f'{output.stem}.tmp{output.suffix}')
+  try:
+    writers.write(temporary, specs, values(), part['wrapper'])
+    os.replace(temporary, output)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def _contiguous(value: Any) -> np.ndarray:
+  return np.asarray(value, order='C')
+
+
+def by(shape: Sequence[int]) -> str:
+  """A shape for tables, such as 3x4."""
+  return 'x'.join(map(str, shape)) or 'scalar'
