@@ -15,22 +15,24 @@ from typing import Any
 
 from etils import epath
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import dd_jax
-from dd_jax import build, checkpoint, console, generate, registry, sharding
+from dd_jax import (
+  build,
+  checkpoint,
+  console,
+  generate,
+  programs,
+  registry,
+  sharding,
+)
 from dd_jax import config as config_lib
 from dd_jax.data import pairs as pairs_lib
 from dd_jax.evals import baselines, judge, report
-from dd_jax.flow.noise import pair_noise
 from dd_jax.stages import Context
 
-_FRESH = 1 << 20  # added to seeds: evaluation noise is never training noise
 _PATH = 8  # images of an interpolation
-
-# (ids (B,), labels (B,)) -> images (B, H, W, C) in [-1, 1].
-Sampler = Callable[[np.ndarray, np.ndarray], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Row:
 
   name: str
   steps: int
-  sample: Sampler
+  sample: programs.Sampler
 
 
 def _samplers(
@@ -89,41 +91,31 @@ def _samplers(
   made = pairs.manifest.provenance
   settings = {k: made[k] for k in ('cfg', 'top_k', 'top_p')}
   offsets = teacher.config.offsets
-  shape = (offsets[-1], teacher.config.code_dim)
   scales = len(offsets) - 1
   trees = params['teacher'], params['student'], params['vae']
 
-  def noise_of(ids):
-    return pair_noise(jnp.full_like(ids, seed + _FRESH), ids, shape)
-
-  def keys_of(ids):
-    key = jax.random.key(seed + _FRESH)
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(ids)
-
-  def decode(vae_params, indices):
-    codes = vae.fns['codes'](vae_params, indices)
-    return lib.images_from_codes(vae, vae_params, codes)
+  noise_of = functools.partial(programs.fresh_noise, teacher, seed)
+  keys_of = functools.partial(programs.fresh_keys, seed)
 
   def by_lot(trees, ids, labels):
-    return decode(trees[2], lib.rollout(
+    return programs.teacher_images(
         teacher, vae, trees[0], trees[2], labels,
-        lib.categorical(keys_of(ids)), **settings,
-    ))
+        lib.categorical(keys_of(ids)), settings,
+    )
 
   def by_flow(trees, noise, labels):
     choose = generate.flow_choose(
         noise, offsets, solver=made['solver'], steps=made['solver_steps']
     )
-    return decode(trees[2], lib.rollout(
-        teacher, vae, trees[0], trees[2], labels, choose, **settings,
-    ))
+    return programs.teacher_images(
+        teacher, vae, trees[0], trees[2], labels, choose, settings
+    )
 
   def few_step(choice, trees, noise, labels):
-    out = lib.few_step(
+    return programs.student_images(
         student, vae, trees[1], trees[2], noise, labels,
-        t_list=tuple(choice['t_list']), split=choice['split'],
+        t_list=choice['t_list'], split=choice['split'],
     )
-    return lib.images_from_codes(vae, trees[2], out['codes'])
 
   def involved(mask, trees, ids, labels):
     start, resume = config.involved
@@ -142,14 +134,7 @@ def _samplers(
     )
 
   def program(fn):
-    """Runs a pure `fn(trees, ids, labels)` on rows that every host knows."""
-    jitted = jax.jit(fn, out_shardings=sharding.replicated(mesh))
-
-    def sample(ids, labels):
-      rows = sharding.place_rows({'id': ids, 'label': labels}, mesh)
-      return jitted(trees, rows['id'], rows['label'])
-
-    return sample
+    return programs.on_rows(fn, trees, mesh)
 
   def from_noise(fn):
     return program(
@@ -158,7 +143,10 @@ def _samplers(
 
   indices = pairs.take(np.arange(len(pairs)))
   counts = baselines.fit(indices['indices'], teacher.config.vocab_size)
-  decoder = jax.jit(decode, out_shardings=sharding.replicated(mesh))
+  decoder = jax.jit(
+      functools.partial(programs.decode, teacher.family, vae),
+      out_shardings=sharding.replicated(mesh),
+  )
   rng = np.random.default_rng(seed)
 
   def onestep_pooled(ids, labels):

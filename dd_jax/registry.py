@@ -18,6 +18,8 @@ TABLES: dict[str, dict[str, str]] = {
         'train': 'dd_jax.train:run',
         'generate': 'dd_jax.generate:run',
         'evaluate': 'dd_jax.evaluate:run',
+        'fid': 'dd_jax.evaluate_fid:run',
+        'adm_npz': 'dd_jax.evaluate_fid:run_adm',
     },
     # Method subclasses.
     'methods': {
@@ -33,16 +35,33 @@ TABLES: dict[str, dict[str, str]] = {
         'var': 'dd_jax.models.var.model:build',
         'dd_var': 'dd_jax.models.var.student:build',
         'judge': 'dd_jax.models.judge.model:build',
+        'inception': 'dd_jax.models.inception.model:build',
+        'lpips': 'dd_jax.models.lpips.model:build',
+        'vgg': 'dd_jax.models.lpips.model:build_vgg',
+    },
+    # Kinds of released files: convert.family.Family.
+    'families': {
+        'var': 'dd_jax.models.var.convert:VAR',
+        'var_vqvae': 'dd_jax.models.vqvae.convert:VAR_VQVAE',
+        'dd_var': 'dd_jax.models.var.convert:STUDENT',
+        'inception': 'dd_jax.models.inception.convert:INCEPTION',
+        'vgg': 'dd_jax.models.lpips.convert:VGG',
+        'lpips': 'dd_jax.models.lpips.convert:LPIPS',
     },
     # Sources: (**config) -> Source.
     'sources': {
         'digits': 'dd_jax.data.sources:digits',
         'mnist5k': 'dd_jax.data.sources:mnist5k',
         'pairs': 'dd_jax.data.pairs:PairSource',
+        'folder': 'dd_jax.data.images:FolderSource',
+        'jsonl': 'dd_jax.data.images:JsonlSource',
+        'tfds': 'dd_jax.data.tfds:by_name',
+        'arrayrecord': 'dd_jax.data.tfds:from_folder',
     },
-    # Modules of sampling functions, by family of the teacher.
+    # Modules of sampling functions, by family of the teacher or student.
     'samplers': {
         'var': 'dd_jax.sampling.var',
+        'dd_var': 'dd_jax.sampling.var',
     },
 }
 

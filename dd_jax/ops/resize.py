@@ -32,6 +32,20 @@ def bicubic_matrix(source: int, target: int) -> np.ndarray:
 
 
 @functools.cache
+def bilinear_matrix(source: int, target: int) -> np.ndarray:
+  """Interpolation weights (target, source), float32.
+
+  Half-pixel centres, no antialiasing, and samples beyond the border clamped to
+  it: PyTorch's `bilinear` with `align_corners=False`.
+  """
+  position = (np.arange(target) + 0.5) * (source / target) - 0.5
+  position = np.clip(position, 0, source - 1)
+  column = np.arange(source)
+  weights = np.maximum(1 - np.abs(position[:, None] - column[None]), 0)
+  return weights.astype(np.float32)
+
+
+@functools.cache
 def area_matrix(source: int, target: int) -> np.ndarray:
   """Averaging weights (target, source), float32.
 
@@ -48,6 +62,11 @@ def area_matrix(source: int, target: int) -> np.ndarray:
 def bicubic(x_BxHxHxC: Array, size: int) -> Array:
   """Resizes H to `size` on both axes with `bicubic_matrix`."""
   return _resize(x_BxHxHxC, bicubic_matrix, size)
+
+
+def bilinear(x_BxHxHxC: Array, size: int) -> Array:
+  """Resizes H to `size` on both axes with `bilinear_matrix`."""
+  return _resize(x_BxHxHxC, bilinear_matrix, size)
 
 
 def area(x_BxHxHxC: Array, size: int) -> Array:

@@ -41,6 +41,19 @@ def test_bicubic_fixture():
   np.testing.assert_array_equal(resize.bicubic_matrix(2, 4), expected)
 
 
+@pytest.mark.parametrize('source, target', [(1, 5), (4, 7), (64, 299), (9, 4)])
+def test_bilinear_matches_scalar_definition(source, target):
+  line = np.random.default_rng(source).normal(size=source)
+  expected = np.interp(
+      (np.arange(target) + 0.5) * source / target - 0.5, np.arange(source), line
+  )
+  matrix = resize.bilinear_matrix(source, target)
+  np.testing.assert_allclose(matrix @ line, expected, atol=1e-6)
+  image = np.broadcast_to(line[None, :, None, None], (1, source, source, 1))
+  resized = resize.bilinear(jnp.asarray(image, jnp.float32), target)
+  np.testing.assert_allclose(resized[0, :, 0, 0], expected, atol=1e-6)
+
+
 @pytest.mark.parametrize('target', [1, 2, 3, 4, 5, 6, 8, 10, 13, 16])
 def test_area_averages_windows(target):
   line = np.random.default_rng(target).normal(size=16)

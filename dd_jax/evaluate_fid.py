@@ -1,0 +1,441 @@
+# Copyright 2026 The dd_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Figures that papers quote: FID here, or samples for the evaluator of ADM.
+
+Two stage kinds for two protocols. Each result says which it is, with every
+setting and hash that it depends on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+import hashlib
+import json
+import platform
+import time
+from typing import Any
+
+from etils import epath
+import jax
+import numpy as np
+
+import dd_jax
+from dd_jax import (
+  build,
+  checkpoint,
+  console,
+  hooks,
+  programs,
+  registry,
+  sharding,
+)
+from dd_jax import config as config_lib
+from dd_jax.convert import readers
+from dd_jax.data import images as images_lib
+from dd_jax.data import sources
+from dd_jax.evals import adm, fid
+from dd_jax.model import Model, Params
+from dd_jax.stages import Context
+
+_ORDER_SEED = 20260101  # of the files of a folder; fixed for good
+# Of statistics in .pth files: DD1's release, and the names in .npz files.
+_PTH_NAMES = (('m', 's'), ('mu', 'sigma'))
+
+
+@dataclasses.dataclass(frozen=True)
+class FidConfig:
+  """A stage of kind 'fid': the protocol of PyTorch-FID.
+
+  Attributes:
+    student: export folder or 'stage:name' of what is sampled; a teacher may
+      stand here.
+    vae: export folder or 'stage:name' of its tokenizer.
+    inception: export folder of the Inception network.
+    reference: .npz or .pth of statistics, or a folder of images, which are cut
+      to the size of the samples.
+    samples: images; figures of another number than 50,000 are no FID-50k.
+    batch_size: images per program run, over all hosts.
+    t_list: of a student, scales that are data when each of its steps begins;
+      empty for a teacher.
+    split: of a student, scale at which its heads change over.
+    cfg: guidance of a teacher.
+    top_k: codes that a teacher draws from, 0 for all.
+    top_p: probability that a teacher draws from, 1 for all.
+    labels: 'random' draws classes by the stage's seed, 'balanced' goes round.
+    manifold: features that precision and recall are computed from, at most.
+  """
+
+  student: str
+  vae: str
+  inception: str
+  reference: str
+  samples: int = fid.SAMPLES
+  batch_size: int = 100
+  t_list: tuple[int, ...] = ()
+  split: int = 0
+  cfg: float = 0.0
+  top_k: int = 0
+  top_p: float = 1.0
+  labels: str = 'random'
+  manifold: int = fid.MANIFOLD
+
+
+@dataclasses.dataclass(frozen=True)
+class AdmConfig:
+  """A stage of kind 'adm_npz': samples for the evaluator of ADM, no figures.
+
+  Fields are those of `FidConfig`.
+  """
+
+  student: str
+  vae: str
+  samples: int = fid.SAMPLES
+  batch_size: int = 100
+  t_list: tuple[int, ...] = ()
+  split: int = 0
+  cfg: float = 0.0
+  top_k: int = 0
+  top_p: float = 1.0
+  labels: str = 'balanced'
+
+
+def run(context: Context) -> dict[str, Any]:
+  """Runs a stage of kind 'fid'; `report/fid.json` is its result.
+
+  Returns:
+    `artefact`, the folder of the result, and `hashes` of it.
+
+  Raises:
+    ValueError: settings, sizes or statistics that do not fit.
+    Preempted: SIGTERM came; nothing is kept.
+  """
+  config = config_lib.make(FidConfig, context.config, context.name)
+  began = time.monotonic()
+  names = ('student', 'vae', 'inception')
+  models, params = _load(context, config, names)
+  inception = on_mesh(models['inception'], params['inception'], context.mesh)
+  file = context.resolve(config.reference)
+  if file.is_dir():
+    size = models['vae'].config.image_size
+    reference = measure_folder(
+        file, inception, image_size=size, batch_size=config.batch_size,
+        keep=config.manifold,
+    )
+    digest = reference.meta['images_sha256']
+  else:
+    reference = load_reference(file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+  made_with = reference.meta.get('inception')
+  hashes = {
+      name: checkpoint.describe(context.resolve(getattr(config, name)))['hash']
+      for name in names
+  }
+  if made_with not in (None, hashes['inception']):
+    raise ValueError(
+        f'{file} was made with another Inception export ({made_with[:16]}) '
+        f'than {config.inception} ({hashes["inception"][:16]})'
+    )
+  seen = hashlib.sha256()
+  figures = fid.evaluate(
+      _samples(context, config, models, params, fid.to_uint8, seen),
+      inception, reference, batch_size=config.batch_size,
+      keep=config.manifold,
+  )
+  row = {
+      'protocol': fid.PROTOCOL,
+      **figures,
+      'seed': context.seed,
+      'settings': _plain(config),
+      'inception_config': dataclasses.asdict(models['inception'].config),
+      'reference': dict(reference.meta),
+      'hashes': {
+          **hashes, 'reference': digest, 'samples': seen.hexdigest(),
+      },
+      'environment': environment(),
+  }
+  if jax.process_index() == 0:
+    _write_json(context.directory / 'report' / 'fid.json', row)
+    shown = [(k, '-' if v is None else v) for k, v in figures.items()]
+    console.table('PyTorch-FID protocol', ('figure', 'value'), shown)
+    if config.samples != fid.SAMPLES:
+      console.say(
+          f'{config.samples} samples: not comparable with figures of '
+          f'{fid.SAMPLES}'
+      )
+    console.say(f'{context.name}: {time.monotonic() - began:.0f} s, '
+                f'{context.directory / "report" / "fid.json"}')
+  return {'artefact': 'report', 'hashes': {'row': _digest(row)}}
+
+
+def run_adm(context: Context) -> dict[str, Any]:
+  """Runs a stage of kind 'adm_npz': `report/samples.npz` and `adm.json`.
+
+  Returns:
+    `artefact`, the folder of both, and `hashes` of the second.
+
+  Raises:
+    ValueError: settings or sizes that do not fit.
+    Preempted: SIGTERM came; nothing is kept.
+  """
+  config = config_lib.make(AdmConfig, context.config, context.name)
+  models, params = _load(context, config, ('student', 'vae'))
+  size = models['vae'].config.image_size
+  folder = context.directory / 'report'
+  seen = hashlib.sha256()
+  batches = _samples(context, config, models, params, adm.to_uint8, seen)
+  if jax.process_index() == 0:
+    folder.mkdir(parents=True, exist_ok=True)
+    rgb = (np.broadcast_to(b, (*b.shape[:3], 3)) for b in batches)
+    adm.write_npz(
+        folder / 'samples.npz', rgb, (config.samples, size, size, 3)
+    )
+  else:
+    for _ in batches:  # the programs run on all hosts
+      pass
+  row = {
+      'protocol': adm.PROTOCOL,
+      'seed': context.seed,
+      'settings': _plain(config),
+      'hashes': {
+          **{name: checkpoint.describe(
+              context.resolve(getattr(config, name)))['hash']
+             for name in ('student', 'vae')},
+          'samples': seen.hexdigest(),
+      },
+      'environment': environment(),
+  }
+  if jax.process_index() == 0:
+    _write_json(folder / 'adm.json', row)
+    console.say(f'{context.name}: {folder / "samples.npz"} is for the '
+                'evaluator of ADM; figures of the kind fid are another '
+                'protocol')
+  return {'artefact': 'report', 'hashes': {'row': _digest(row)}}
+
+
+def on_mesh(
+    inception: Model, params: Params, mesh: Any
+) -> fid.Inception:
+  """The network on uint8 images, split over the mesh, results whole."""
+
+  def apply(params: Params, pixels: jax.Array) -> Any:
+    images = pixels.astype(np.float32) / 127.5 - 1.0
+    return inception.fns['features_and_scores'](params, images)
+
+  jitted = jax.jit(apply, out_shardings=sharding.replicated(mesh))
+  return lambda pixels: jitted(
+      params, sharding.place_rows({'image': pixels}, mesh)['image']
+  )
+
+
+def load_reference(file: epath.PathLike) -> fid.Reference:
+  """Statistics from .npz or .pth.
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: another kind of file, or no statistics in it.
+  """
+  file = epath.Path(file)
+  if file.suffix == '.npz':
+    return fid.read_reference(file)
+  if file.suffix not in ('.pth', '.pt'):
+    raise ValueError(
+        f'{file}: statistics are .npz or .pth, or a folder of images'
+    )
+  if not file.exists():
+    raise FileNotFoundError(f'{file} does not exist')
+  tree = readers.read(file).tree
+  for names in _PTH_NAMES:
+    if isinstance(tree, Mapping) and set(names) <= set(tree):
+      try:
+        return fid.make_reference(*(tree[name] for name in names))
+      except (TypeError, ValueError) as e:
+        raise ValueError(f'{file}: no statistics for FID ({e})') from e
+  raise ValueError(
+      f'{file} holds {readers.outline(tree)}; expected m and s, or mu and sigma'
+  )
+
+
+def measure_folder(
+    folder: epath.PathLike, inception: fid.Inception, *,
+    image_size: int | None, batch_size: int, keep: int,
+) -> fid.Reference:
+  """Statistics of all PNG and JPEG files in a folder and below it.
+
+  Files are taken in one fixed shuffled order, so that the features that are
+  kept are a fair sample of sorted folders.
+
+  Args:
+    folder: of images.
+    inception: see `evals.fid.Inception`.
+    image_size: side to which the shorter side is resized (Lanczos) before the
+      middle is cut out; None takes images as they are.
+    batch_size: images at once.
+    keep: features that are kept, at most.
+
+  Raises:
+    ValueError: fewer than two images, a broken one, or several sizes and no
+      `image_size`; names the file.
+  """
+  root = epath.Path(folder)
+  files = sorted(
+      f for f in _walk(root) if f.suffix.lower() in images_lib.SUFFIXES
+  )
+  if len(files) < 2:
+    raise ValueError(f'{root} holds {len(files)} images; need at least 2')
+  order = sources.permutation(len(files), _ORDER_SEED)
+  digests: dict[str, str] = {}
+  shape: tuple[int, ...] | None = None
+
+  def one(file: epath.Path) -> np.ndarray:
+    nonlocal shape
+    image = images_lib.read(file, str(file))
+    if image_size is None:
+      pixels = np.asarray(image.convert('RGB'))
+    else:
+      pixels = images_lib.fit(image, image_size, 3)
+    shape = shape or pixels.shape
+    if pixels.shape != shape or pixels.shape[0] != pixels.shape[1]:
+      raise ValueError(
+          f'{file} is {pixels.shape[1]} x {pixels.shape[0]}; without an image '
+          'size all must be squares of one size'
+      )
+    digests[file.relative_to(root).as_posix()] = hashlib.sha256(
+        pixels.tobytes()).hexdigest()
+    return pixels
+
+  def batches() -> Iterator[np.ndarray]:
+    with console.Progress('reference', len(files)) as bar:
+      for start in range(0, len(files), batch_size):
+        rows = order[start : start + batch_size]
+        yield np.stack([one(files[i]) for i in rows])
+        bar.update(start + len(rows))
+
+  seen = fid.look(
+      batches(), inception, batch_size=batch_size, keep=keep,
+      keep_scores=False,
+  )
+  return fid.make_reference(*seen.moments, seen.features if keep else None, {
+      'protocol': fid.PROTOCOL,
+      'folder': root.name,
+      'images': seen.count,
+      'image_size': image_size or shape[0],
+      'resized': image_size is not None,
+      'features': len(seen.features),
+      'images_sha256': _digest(digests),
+      'environment': environment(),
+  })
+
+
+def environment() -> dict[str, Any]:
+  """Versions and device that figures depend on in the last digits."""
+  return {
+      'dd_jax': dd_jax.__version__, 'jax': jax.__version__,
+      'numpy': np.__version__, 'python': platform.python_version(),
+      'device': jax.devices()[0].device_kind, 'devices': jax.device_count(),
+  }
+
+
+def _load(
+    context: Context, config: FidConfig | AdmConfig, names: tuple[str, ...]
+) -> tuple[dict[str, Model], dict[str, Params]]:
+  sharding.check_batch(config.batch_size, context.mesh)
+  if config.labels not in ('random', 'balanced'):
+    raise ValueError(f"{context.name}: labels={config.labels!r}: expected "
+                     "'random' or 'balanced'")
+  # Settings are checked before gigabytes are read.
+  meta = checkpoint.describe(context.resolve(config.student))
+  registry.find('samplers', meta['family'])
+  is_teacher = _is_teacher(registry.get('models', meta['family'])(
+      meta['config']
+  ))
+  if is_teacher and config.t_list:
+    raise ValueError(f'{context.name}: {config.student} is a teacher; leave '
+                     't_list out')
+  if not is_teacher and not config.t_list:
+    raise ValueError(f'{context.name}: {config.student} is a student and '
+                     'needs t_list and split')
+  if not is_teacher and (
+      (config.cfg, config.top_k, config.top_p) != (0.0, 0, 1.0)
+  ):
+    raise ValueError(f'{context.name}: cfg, top_k and top_p are of a teacher; '
+                     'a student has taken in those of its pairs')
+  return build.load_frozen(
+      {n: getattr(config, n) for n in names}, context.resolve, context.mesh,
+      context.rules,
+  )
+
+
+def _is_teacher(model: Model) -> bool:
+  return 'step' in model.fns
+
+
+def _samples(
+    context: Context, config: FidConfig | AdmConfig,
+    models: Mapping[str, Model], params: Mapping[str, Params],
+    to_uint8: Callable[[np.ndarray], np.ndarray], seen: Any,
+) -> Iterator[np.ndarray]:
+  """Yields 8-bit batches, the same on every host, and hashes them."""
+  model, vae = models['student'], models['vae']
+  num_classes = model.config.num_classes
+
+  def images(trees: Any, ids: jax.Array, labels: jax.Array) -> jax.Array:
+    if _is_teacher(model):
+      lib = registry.get('samplers', model.family)
+      return programs.teacher_images(
+          model, vae, *trees, labels,
+          lib.categorical(programs.fresh_keys(context.seed, ids)),
+          {'cfg': config.cfg, 'top_k': config.top_k, 'top_p': config.top_p},
+      )
+    return programs.student_images(
+        model, vae, *trees, programs.fresh_noise(model, context.seed, ids),
+        labels, t_list=config.t_list, split=config.split,
+    )
+
+  sample = programs.on_rows(
+      images, (params['student'], params['vae']), context.mesh
+  )
+  size = config.batch_size
+  # The last batch is filled up and cut.
+  total = -(-config.samples // size) * size
+  ids = np.arange(total, dtype=np.uint32)
+  labels = (ids % num_classes).astype(np.int32)
+  if config.labels == 'random':
+    bits = np.random.Philox([context.seed]).random_raw(total)
+    labels = (bits % num_classes).astype(np.int32)
+  with console.Progress(context.name, config.samples) as bar:
+    for start in range(0, total, size):
+      hooks.raise_if_preempted(
+          start, f'{context.name}: stopped by a signal after {start} images'
+      )
+      rows = slice(start, start + size)
+      pixels = to_uint8(np.asarray(sample(ids[rows], labels[rows])))
+      pixels = pixels[:config.samples - start]
+      seen.update(pixels.tobytes())
+      yield pixels
+      bar.update(start + len(pixels))
+
+
+def _walk(folder: epath.Path) -> Iterator[epath.Path]:
+  for path in folder.iterdir():
+    if path.name.startswith('.'):
+      continue
+    if path.is_dir():
+      yield from _walk(path)
+    else:
+      yield path
+
+
+def _plain(config: Any) -> dict[str, Any]:
+  return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _digest(value: Any) -> str:
+  return hashlib.sha256(config_lib.canonical_json(value).encode()).hexdigest()
+
+
+def _write_json(file: epath.Path, value: Mapping[str, Any]) -> None:
+  file.parent.mkdir(parents=True, exist_ok=True)
+  temporary = file.with_name(f'{file.name}.tmp')
+  temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + '\n')
+  temporary.replace(file)

@@ -1,0 +1,245 @@
+# Copyright 2026 The dd_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Stages of kinds 'fid' and 'adm_npz' on small random networks."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import zipfile
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+from dd_jax import build, checkpoint, evaluate_fid, stages
+from dd_jax.evals import fid
+
+SIZES = {'patch_nums': [1, 2], 'vocab_size': 16}
+NETWORKS = {
+    'vae': dict(name='vqvae', image_size=4, image_channels=3, ch=4,
+                ch_mult=[1, 2], res_blocks=1, z_channels=4, **SIZES),
+    'teacher': dict(name='var', num_classes=3, depth=1, width=8, heads=2,
+                    code_dim=4, **SIZES),
+    'student': dict(name='dd_var', num_classes=3, depth=1, width=8, heads=2,
+                    code_dim=4, zero_flags=False, **SIZES),
+    'inception': dict(name='inception', image_size=75, slim=16),
+}
+
+
+@pytest.fixture(scope='module')
+def exports(tmp_path_factory):
+  """Exports of random networks, and a folder of images."""
+  root = tmp_path_factory.mktemp('exports')
+  rng = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    values = rng.normal(size=leaf.shape)
+    if path[-1].key == 'kernel':
+      values /= np.sqrt(np.prod(leaf.shape[:-1]) / 2)
+    elif path[-1].key in ('var', 'scale'):
+      values = 1 + 0.1 * np.abs(values)
+    elif path[-1].key in ('mean', 'bias'):
+      values *= 0.1
+    return values.astype(np.float32)
+
+  for name, config in NETWORKS.items():
+    model = build.build_model(config)
+    params = jax.tree_util.tree_map_with_path(draw, model.abstract())
+    checkpoint.export(root / name, model, params, {})
+  (root / 'real' / 'b').mkdir(parents=True)
+  for i in range(24):
+    folder = root / 'real' / ('b' if i % 2 else '')
+    pixels = rng.integers(0, 256, (6, 5, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / f'{i}.png')
+  return root
+
+
+def run(exports, workdir, kind='fid', **fields):
+  paths = {n: str(exports / n) for n in ('student', 'vae')}
+  if kind == 'fid':
+    paths |= {'inception': str(exports / 'inception'),
+              'reference': str(exports / 'real')}
+  stage = {'kind': kind, **paths, 'samples': 20, 'batch_size': 8, **fields}
+  config = {
+      'name': 'x', 'seed': 3, 'mesh': {'data': -1}, 'rules': 'dp',
+      'stages': {'score': {k: v for k, v in stage.items() if v is not None}},
+  }
+  record = stages.run(config, workdir)['score']
+  files = workdir / 'score' / record['outputs']['artefact']
+  return record, files
+
+
+@pytest.fixture(scope='module')
+def scored(exports, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('scored')
+  record, files = run(exports, workdir, t_list=[0, 1], split=1)
+  return record, json.loads((files / 'fid.json').read_text())
+
+
+def test_the_row_says_everything(exports, scored):
+  _, row = scored
+  assert row['protocol'] == 'pytorch-fid'
+  assert row['fid'] > 0 and row['inception_score'] >= 1
+  assert 0 <= row['precision'] <= 1 and 0 <= row['recall'] <= 1
+  assert row['images'] == row['settings']['samples'] == 20
+  assert row['settings']['t_list'] == [0, 1] and row['seed'] == 3
+  fields = {f.name for f in dataclasses.fields(evaluate_fid.FidConfig)}
+  assert set(row['settings']) == fields
+  for name in ('student', 'vae', 'inception'):
+    assert row['hashes'][name] == checkpoint.describe(exports / name)['hash']
+  assert len(row['hashes']['samples']) == 64
+  assert row['reference']['images'] == 24
+  assert row['inception_config'] == {'image_size': 75, 'slim': 16}
+
+
+def mean_color(pixels):
+  flat = pixels.reshape(len(pixels), -1, 3).mean(1).astype(np.float32)
+  return flat, flat
+
+
+@pytest.fixture
+def fast(monkeypatch):
+  """Mean colors instead of the network, which takes seconds to compile."""
+  monkeypatch.setattr(evaluate_fid, 'on_mesh', lambda *_: mean_color)
+
+
+def test_neither_batches_nor_the_form_of_the_reference_matter(
+    exports, scored, tmp_path, fast
+):
+  def figures(workdir, **fields):
+    _, files = run(exports, workdir, t_list=[0, 1], split=1, **fields)
+    return json.loads((files / 'fid.json').read_text())
+
+  file = tmp_path / 'stats.npz'
+  reference = evaluate_fid.measure_folder(
+      exports / 'real', mean_color, image_size=4, batch_size=8, keep=24
+  )
+  fid.write_reference(file, reference)
+  a = figures(tmp_path / 'a')
+  b = figures(tmp_path / 'b', batch_size=24, reference=str(file))
+  assert a['fid'] > 0
+  for name in ('fid', 'precision', 'recall', 'inception_score'):
+    assert a[name] == pytest.approx(b[name], rel=1e-6)
+  assert a['hashes']['samples'] == b['hashes']['samples']
+  assert a['hashes'] == scored[1]['hashes']
+  assert b['hashes']['reference'] == (
+      hashlib.sha256(file.read_bytes()).hexdigest()
+  )
+  foreign = dataclasses.replace(reference, meta={'inception': 'f' * 64})
+  fid.write_reference(file, foreign)
+  with pytest.raises(ValueError, match='another Inception export'):
+    figures(tmp_path / 'c', reference=str(file))
+
+
+def test_a_teacher_is_sampled_with_guidance(exports, tmp_path):
+  _, files = run(
+      exports, tmp_path, kind='adm_npz', student=str(exports / 'teacher'),
+      cfg=1.5, top_k=8,
+  )
+  row = json.loads((files / 'adm.json').read_text())
+  assert row['protocol'] == 'adm' and row['settings']['cfg'] == 1.5
+  assert not {'fid', 'inception_score', 'precision'} & set(row)
+  with np.load(files / 'samples.npz') as arrays:
+    images = arrays['arr_0']
+  assert images.shape == (20, 4, 4, 3) and images.dtype == np.uint8
+  assert images.std() > 0
+  assert row['hashes']['samples'] == (
+      hashlib.sha256(images.tobytes()).hexdigest()
+  )
+
+
+@pytest.mark.parametrize('fields, message', [
+    ({}, 'is a student and needs t_list'),
+    ({'t_list': [0], 'cfg': 2.0}, 'cfg, top_k and top_p are of a teacher'),
+    ({'t_list': [0], 'labels': 'some'}, "labels='some'"),
+    ({'t_list': [0], 'batch_size': 7}, 'batch_size=7 does not divide'),
+    ({'t_list': [0], 'sample': 5}, "unknown field 'sample': did you mean"),
+])
+def test_wrong_settings_are_refused(exports, tmp_path, fields, message):
+  with pytest.raises(ValueError, match=message):
+    run(exports, tmp_path, **fields)
+
+
+def test_other_networks_are_refused(exports, tmp_path):
+  teacher = str(exports / 'teacher')
+  with pytest.raises(ValueError, match='is a teacher; leave t_list out'):
+    run(exports, tmp_path, student=teacher, t_list=[0])
+  with pytest.raises(ValueError, match="samplers: no entry 'inception'"):
+    run(exports, tmp_path / 'b', student=str(exports / 'inception'))
+
+
+def write_pth(path, arrays):
+  """A .pth in the zip format, by hand: float64 tensors by name."""
+  def text(value):
+    return b'X' + len(value).to_bytes(4, 'little') + value.encode()
+
+  body = b'\x80\x02}('
+  for i, (name, x) in enumerate(arrays.items()):
+    shape = b''.join(b'J' + n.to_bytes(4, 'little') for n in x.shape)
+    strides = [int(np.prod(x.shape[j + 1:])) for j in range(x.ndim)]
+    stride = b''.join(b'J' + n.to_bytes(4, 'little') for n in strides)
+    body += (
+        text(name) + b'ctorch._utils\n_rebuild_tensor_v2\n(('
+        + text('storage') + b'ctorch\nDoubleStorage\n' + text(str(i))
+        + text('cpu') + b'J' + x.size.to_bytes(4, 'little')
+        + b'tQK\x00(' + shape + b't(' + stride
+        + b't\x89ccollections\nOrderedDict\n)RtR'
+    )
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('archive/data.pkl', body + b'u.')
+    archive.writestr('archive/version', b'3\n')
+    for i, x in enumerate(arrays.values()):
+      archive.writestr(f'archive/data/{i}', x.astype('<f8').tobytes())
+
+
+@pytest.mark.parametrize('names', [('m', 's'), ('mu', 'sigma')])
+def test_statistics_of_a_pth(tmp_path, names):
+  cov = np.cov(np.random.default_rng(0).normal(size=(9, 4)), rowvar=False)
+  mean = np.arange(4.0)
+  file = tmp_path / 'statistic.pth'
+  write_pth(file, dict(zip(names, (mean, cov), strict=True)))
+  reference = evaluate_fid.load_reference(file)
+  np.testing.assert_array_equal(reference.mean, mean)
+  np.testing.assert_array_equal(reference.cov, cov)
+  write_pth(file, {'a': mean})
+  with pytest.raises(ValueError, match='expected m and s, or mu and sigma'):
+    evaluate_fid.load_reference(file)
+
+
+def test_other_references_are_refused(tmp_path):
+  with pytest.raises(ValueError, match='statistics are .npz or .pth'):
+    evaluate_fid.load_reference(tmp_path / 'stats.txt')
+  with pytest.raises(FileNotFoundError):
+    evaluate_fid.load_reference(tmp_path / 'stats.pth')
+
+
+def test_folders(tmp_path):
+  def measure(**fields):
+    return evaluate_fid.measure_folder(tmp_path, mean_color, **{
+        'image_size': None, 'batch_size': 2, 'keep': 2, **fields
+    })
+
+  with pytest.raises(ValueError, match='holds 0 images'):
+    measure()
+  colors = np.random.default_rng(0).integers(0, 256, (5, 3))
+  for i, color in enumerate(colors):
+    image = np.broadcast_to(color.astype(np.uint8), (4, 4, 3))
+    Image.fromarray(image).save(tmp_path / f'{i}.png')
+  (tmp_path / 'readme.txt').write_text('no image')
+  found = measure()
+  np.testing.assert_allclose(found.mean, colors.mean(0), rtol=1e-6)
+  np.testing.assert_allclose(found.cov, np.cov(colors, rowvar=False), rtol=1e-5)
+  assert found.meta['images'] == 5 and len(found.features) == 2
+  np.testing.assert_allclose(
+      measure(image_size=2, batch_size=5).mean, found.mean, rtol=1e-6
+  )
+  (tmp_path / 'sub').mkdir()
+  Image.new('RGB', (4, 6)).save(tmp_path / 'sub' / 'tall.png')
+  with pytest.raises(ValueError, match='tall.png is 4 x 6|is 4 x 4'):
+    measure()
+  (tmp_path / 'sub' / 'tall.png').write_bytes(b'no image')
+  with pytest.raises(ValueError, match='tall.png: not an image'):
+    measure()
