@@ -285,6 +285,17 @@ def run(context: Context) -> dict[str, Any]:
       seed=context.seed, mesh=context.mesh, rules=context.rules,
       resolve=context.resolve,
   )
+  described = {
+      'stage': context.name, 'step': config.steps, 'seed': context.seed,
+      'method': dict(config.method),
+      # Who samples from the export needs to know its tokenizer.
+      'frozen': {
+          name: checkpoint.describe(context.resolve(
+              entry if isinstance(entry, str) else entry['path']
+          ))['hash']
+          for name, entry in config.frozen.items()
+      },
+  }
   exports, hashes = {}, {}
   for name, role in method.roles.items():
     params = state.ema.get(name, state.params[name])
@@ -292,7 +303,6 @@ def run(context: Context) -> dict[str, Any]:
       params = role.adapter.merge(frozen[role.adapter.base], params)
     exports[name] = f'export/{name}-{config.steps}'
     hashes[name] = checkpoint.export(
-        context.directory / exports[name], role.model, params,
-        {'stage': context.name, 'step': config.steps, 'seed': context.seed},
+        context.directory / exports[name], role.model, params, described
     )
   return {'exports': exports, 'hashes': hashes}
