@@ -154,12 +154,14 @@ def read_record(directory: epath.Path) -> dict[str, Any] | None:
 
 
 def _write_record(directory: epath.Path, record: Mapping[str, Any]) -> None:
-  if jax.process_index():
-    return
-  directory.mkdir(parents=True, exist_ok=True)
-  temporary = directory / 'stage.json.tmp'
-  temporary.write_text(json.dumps(record, indent=1))
-  temporary.replace(directory / 'stage.json')
+  """Process 0 writes; the others go on once it is there to be read."""
+  if jax.process_index() == 0:
+    directory.mkdir(parents=True, exist_ok=True)
+    temporary = directory / 'stage.json.tmp'
+    temporary.write_text(json.dumps(record, indent=1))
+    temporary.replace(directory / 'stage.json')
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(f'record of {directory.name}')
 
 
 def _hash(value: Any) -> str:
