@@ -18,6 +18,14 @@ Arguments after the colon:
               report=False leaves the judge and the report out, as own_64
               does. All fields but this, `source`, `classes` and `channels` go
               to the source (`dd_jax/data/`), and `tiny` takes them too.
+  d16, d20, d24
+              VAR of ImageNet at 256x256 from released files, distilled into
+              one and two steps: files -> pairs -> student -> FID.
+  d16_released, d20_released, d24_released
+              the students of the paper's release: files -> FID.
+  d30, d36    teachers at 256x256 and 512x512: files -> FID.
+Released files are looked for in config.weights; docs/released_weights.md says
+which, and so does a run that misses them.
 """
 
 from ml_collections import ConfigDict
@@ -67,6 +75,33 @@ SIZES |= {
     ),
 }
 
+# Released networks. How they are sampled is known from the releases (DD1:
+# VAR/README.md; VAR: README.md), how the students were trained is not: what
+# follows are VAR's habits or, where marked, guesses.
+# `batch` is that of a teacher's sampling, over all chips: 18 to 26 GB of keys
+# and values, 48 GB for d36.
+IMAGENET = {
+    'd16': dict(
+        depth=16, t_set=(0, 5), split=5, batch=128, lr=2e-4, rules='dp'
+    ),
+    'd20': dict(
+        depth=20, t_set=(0, 4), split=4, batch=64, lr=2e-4, rules='fsdp'
+    ),
+    # VAR trains this size with 8e-5 for every 256 examples, not 1e-4.
+    'd24': dict(
+        depth=24, t_set=(0, 4), split=4, batch=64, lr=1.6e-4, rules='fsdp'
+    ),
+}
+TEACHERS = {
+    'd30': dict(depth=30, vae={}, reference='statistic.pth', batch=32),
+    # The same tokenizer with larger maps; no statistics are released.
+    'd36': dict(
+        depth=36, vae=dict(patch_nums=(1, 2, 3, 4, 6, 9, 13, 18, 24, 32)),
+        reference='imagenet_512.npz', batch=16,
+    ),
+}
+SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+
 
 def _own(size: dict, fields: list[str], arg: str) -> dict:
   """A size with its source replaced by what `fields` ('name=value') say."""
@@ -94,20 +129,143 @@ def _own(size: dict, fields: list[str], arg: str) -> dict:
   )
 
 
-def get_config(arg: str = 'digits') -> ConfigDict:
-  """The run of one size; see the head of this file."""
-  name, *fields = (arg or 'digits').split(',')
-  if name not in SIZES:
-    raise ValueError(f'configs/dd_var.py:{arg}: expected one of {list(SIZES)}')
-  size = dict(classes=10, channels=1, report=True) | SIZES[name]
-  if fields or size['source'] is None:
-    size = _own(size, fields, arg)
+def _base(name: str) -> ConfigDict:
+  """What every run has."""
   config = ConfigDict()
   config.name = f'dd_var_{name}'
   config.seed = 0  # of the chain; the judge keeps its own
   config.mesh = dict(data=-1, fsdp=1, tensor=1, context=1)
   config.rules = 'dp'  # sharding preset: dp, fsdp, fsdp_tp
   config.compilation_cache = ''  # folder for compiled programs, '' for none
+  return config
+
+
+def _released(name: str) -> ConfigDict:
+  """A run that starts from files in `config.weights`."""
+  config = _base(name)
+  config.weights = 'weights'
+  folder = config.get_ref('weights')
+
+  def convert(family: str, *files: str, **fields) -> dict:
+    return dict(
+        kind='convert', family=family, folder=folder, input=list(files),
+        config=fields,
+    )
+
+  def fid(student: str, reference: str = 'statistic.pth', **fields) -> dict:
+    # 50,000 images of random classes, as in the release of DD1.
+    return dict(
+        kind='fid', student=student, vae='stage:vae',
+        inception='stage:inception', reference=folder + f'/{reference}',
+        samples=50_000, labels='random', **fields,
+    )
+
+  inception = convert('inception', 'pt_inception-2015-12-05-6726825d.pth')
+  vae_file = 'vae_ch160v4096z32.pth'
+  if name in TEACHERS:
+    size = TEACHERS[name]
+    config.stages = dict(
+        teacher=convert('var', f'var_d{size["depth"]}.pth'),
+        vae=convert('var_vqvae', vae_file, **size['vae']),
+        inception=inception,
+        # VAR's settings for FID at 256x256; those for 512x512 are not known.
+        evaluate=fid(
+            'stage:teacher', size['reference'], cfg=1.5, top_k=900, top_p=0.96,
+            batch_size=size['batch'],
+        ),
+    )
+    return config
+  size = IMAGENET[name.removesuffix('_released')]
+  depth, t_set, split = size['depth'], size['t_set'], size['split']
+  evaluations = {
+      f'evaluate_{n}': fid(
+          'stage:student', t_list=t_set[:n], split=split, batch_size=64
+      )
+      for n in (1, 2)
+  }
+  if name.endswith('_released'):
+    config.stages = dict(
+        student=convert('dd_var', f'var-d{depth}.pth'),
+        vae=convert('var_vqvae', vae_file), inception=inception, **evaluations,
+    )
+    return config
+  config.rules = size['rules']
+  if config.rules == 'fsdp':  # weights and moments do not fit into 16 GB
+    config.mesh = dict(data=1, fsdp=-1, tensor=1, context=1)
+  guidance = dict(cfg=2.0, top_k=900, top_p=0.95)
+  pairs, batch = 1_200_000, 512
+  config.stages = dict(
+      teacher=convert('var', f'var_d{depth}.pth'),
+      vae=convert('var_vqvae', vae_file, remat='full'),
+      inception=inception,
+      lpips=convert(
+          'lpips', 'vgg16-397923af.pth', 'vgg.pth', remat='full'
+      ),
+      trajectories=dict(
+          kind='generate',
+          teacher='stage:teacher', vae='stage:vae',
+          pairs=pairs,  # as remembered of the paper, not checked
+          shard_size=16384, batch_size=size['batch'], **guidance,
+          solver='dpmpp_2m', solver_steps=100,  # order and steps: our choice
+      ),
+      student=dict(
+          kind='train',
+          method=dict(
+              # The three weights and `perceptual_batch` are guesses.
+              name='distilled_decoding', t_set=t_set, split=split, ce=1.0,
+              loss_norm='network', perceptual=1.0, embedding=0.1,
+              perceptual_batch=batch // 8,
+          ),
+          roles=dict(student=dict(
+              model=dict(
+                  name='dd_var', num_classes=1000, depth=depth,
+                  width=64 * depth, heads=depth, patch_nums=SCALES_256,
+                  vocab_size=4096, code_dim=32, dtype='bfloat16',
+                  remat='full',
+              ),
+              init='stage:teacher',
+              # No dropout of any kind: a fixed map is learned.
+              optimizer=dict(
+                  lr=size['lr'], b1=0.9, b2=0.95,
+                  weight_decay=0.05, clip=2.0, warmup=0.01, decay='linear',
+                  final=0.1,
+              ),
+              ema=0.9999,  # that there is an average is known, its decay not
+          )),
+          frozen=dict(vae='stage:vae', perceptual='stage:lpips'),
+          data=dict(source='pairs', path='stage:trajectories'),
+          batch_size=batch, save_every=1000,
+          # A guess: 120 times through the pairs, as the paper's hours allow.
+          steps=120 * pairs // batch,
+      ),
+      # What the student is to be compared with: its pairs' settings.
+      evaluate_teacher=fid(
+          'stage:teacher', batch_size=size['batch'], **guidance
+      ),
+      **evaluations,
+  )
+  return config
+
+
+def get_config(arg: str = 'digits') -> ConfigDict:
+  """The run of one size; see the head of this file."""
+  name, *fields = (arg or 'digits').split(',')
+  released = (*IMAGENET, *(f'{n}_released' for n in IMAGENET), *TEACHERS)
+  if name not in (*SIZES, *released):
+    raise ValueError(
+        f'configs/dd_var.py:{arg}: expected one of {[*SIZES, *released]}'
+    )
+  if name in released:
+    if fields:
+      raise ValueError(
+          f'configs/dd_var.py:{arg}: {name} takes no fields; override what '
+          'differs, as --config.weights=<folder>'
+      )
+    return _released(name)
+  size = dict(classes=10, channels=1, report=True) | SIZES[name]
+  if fields or size['source'] is None:
+    size = _own(size, fields, arg)
+  config = _base(name)
 
   train = dict(size['source'], split='train')
   heldout = dict(size['source'], split='heldout')

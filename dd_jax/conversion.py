@@ -10,19 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
 from typing import Any
 
 from etils import epath
+import jax
+from jax.experimental import multihost_utils
 import numpy as np
 
-from dd_jax import checkpoint, console, registry, streaming
+from dd_jax import checkpoint, console, registry, released, streaming
 from dd_jax.convert import readers, table, writers
 from dd_jax.convert.family import Family
 from dd_jax.convert.lazy import LazyArray
 from dd_jax.model import Model
+from dd_jax.stages import Context
 
 RECORD = 'original.json'
 KEPT = 'original.safetensors'
@@ -164,6 +168,46 @@ def write(
         output, work.model, params, source, finish=add_record,
         progress=bar.update,
     )
+
+
+def run(context: Context) -> dict[str, Any]:
+  """Runs a stage of kind 'convert'; see `released.ConvertConfig`.
+
+  Returns:
+    `exports`, the one folder by family of the network, its hash in `hashes`,
+    and the hashes of its `files`.
+
+  Raises:
+    ValueError: as `plan`.
+  """
+  config = released.convert_config(context.config, context.name)
+  work = plan(
+      config.family, config.paths, given=config.config, wrapper=config.keys
+  )
+  name = work.model.family
+  folder = context.directory / 'export' / name
+  if jax.process_index() == 0:
+    write(work, folder, {
+        'stage': context.name, 'files': file_hashes(config.paths),
+    })
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(context.name)
+  meta = checkpoint.describe(folder)
+  return {
+      'exports': {name: f'export/{name}'},
+      'hashes': {name: meta['hash']},
+      'files': meta['source']['files'],
+  }
+
+
+def file_hashes(paths: Sequence[str | os.PathLike]) -> dict[str, str]:
+  """SHA-256 of files, by their names."""
+  digests = {}
+  for path in paths:
+    with open(path, 'rb') as file:
+      digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    digests[pathlib.Path(path).name] = digest
+  return digests
 
 
 def show(work: Plan) -> None:

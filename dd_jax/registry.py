@@ -16,6 +16,7 @@ TABLES: dict[str, dict[str, str]] = {
     # Stage kinds: (context) -> outputs.
     'kinds': {
         'train': 'dd_jax.train:run',
+        'convert': 'dd_jax.conversion:run',
         'generate': 'dd_jax.generate:run',
         'evaluate': 'dd_jax.evaluate:run',
         'fid': 'dd_jax.evaluate_fid:run',

@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from dd_jax import config as config_lib
-from dd_jax import console, registry, sharding
+from dd_jax import console, registry, released, sharding
 
 FORMAT_VERSION = 1
 _PREFIX = 'stage:'
@@ -212,6 +212,7 @@ def run(
 
   Raises:
     ValueError: bad config, or an artefact of another config.
+    FileNotFoundError: files that are read from outside are not there.
     hooks.Preempted: a signal came; what was done is saved.
   """
   # Values as JSON gives them back, so that comparisons see no tuples.
@@ -238,6 +239,10 @@ def run(
              if n in records and records[n]['complete']}
     _check(stage, record, known, workdir / stage.name)
     records[stage.name] = record
+  released.check([
+      s for s in stages if only in (None, s.name)
+      and not records.get(s.name, {'complete': False})['complete']
+  ])
   for name in again if jax.process_index() == 0 else ():
     if (workdir / name).exists():
       logging.info('redoing %s', name)

@@ -132,8 +132,16 @@ def _save(path: epath.Path, params: Mapping[str, Any]) -> None:
       (LazyArray, _InBatches(deepcopy_host_arrays=False)),
       (jax.Array, ocp.type_handlers.ArrayHandler()),  # or Orbax warns
   )
-  handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-  with ocp.Checkpointer(handler) as checkpointer:
+  # One host writes, and none waits for the others.
+  alone = ocp.options.MultiprocessingOptions(
+      primary_host=0, active_processes={0}, barrier_sync_key_prefix='export',
+  ) if jax.process_count() > 1 else ocp.options.MultiprocessingOptions()
+  handler = ocp.PyTreeCheckpointHandler(
+      type_handler_registry=registry, multiprocessing_options=alone
+  )
+  with ocp.Checkpointer(
+      handler, multiprocessing_options=alone
+  ) as checkpointer:
     checkpointer.save(path, args=ocp.args.PyTreeSave(params))
 
 

@@ -14,10 +14,8 @@ those that no tensor tells. Nothing in a file is ever run.
 from __future__ import annotations
 
 from collections.abc import Sequence
-import hashlib
 import json
 import logging as std_logging
-import pathlib
 import sys
 from typing import Any
 
@@ -65,11 +63,6 @@ def _value(text: str) -> Any:
     return text
 
 
-def _sha256(path: str) -> str:
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
 def run() -> None:
   """What the flags say."""
   for path in [] if _DRY_RUN.value else _OUTPUT.value or []:
@@ -103,7 +96,7 @@ def run() -> None:
     conversion.show(work)
     return
   digest = conversion.write(work, _OUTPUT.value[0], {
-      'files': {pathlib.Path(p).name: _sha256(p) for p in _INPUT.value},
+      'files': conversion.file_hashes(_INPUT.value),
   })
   count = sum(leaf.size for leaf in work.leaves.values())
   console.say(

@@ -1,0 +1,143 @@
+# Copyright 2026 The dd_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Files that others released: what a run needs of them, and whose they are.
+
+Nothing here reaches for the network: files are asked for by name, all of a run
+at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import os
+import shlex
+from typing import Any, Protocol
+
+from etils import epath
+
+from dd_jax import config as config_lib
+
+_VAR = 'FoundationVision/var on the Hugging Face Hub'
+_DD = 'microsoft/distilled_decoding on the Hugging Face Hub'
+
+# Where a file comes from, by its name.
+RELEASES: Mapping[str, str] = {
+    **{f'var_d{depth}.pth': _VAR for depth in (16, 20, 24, 30, 36)},
+    'vae_ch160v4096z32.pth': _VAR,
+    **{f'var-d{depth}.pth': f'{_DD}, folder VAR-DD' for depth in (16, 20, 24)},
+    'statistic.pth': f'{_DD}, folder ImageNet-256_FID_Statistic',
+    'pt_inception-2015-12-05-6726825d.pth':
+        'mseitzer/pytorch-fid on GitHub, release fid_weights',
+    'vgg16-397923af.pth':
+        'torchvision, the weights VGG16_Weights.IMAGENET1K_V1',
+    'vgg.pth':
+        'richzhang/PerceptualSimilarity on GitHub, folder lpips/weights/v0.1',
+}
+_OWN = 'you: no release that is known here has this name'
+_STATISTICS = (
+    'your images, by python -m dd_jax.tools.reference_stats --output={}'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertConfig:
+  """A stage of kind 'convert'.
+
+  Attributes:
+    family: entry of `registry.TABLES['families']`.
+    input: files that together have the weights, most often one.
+    folder: where they are; '' for the working directory.
+    config: fields of the model's config, before what the tensors tell.
+    wrapper: keys to the weights in the file, such as 'trainer/var_wo_ddp';
+      None finds them, averaged weights first.
+  """
+
+  family: str
+  input: tuple[str, ...]
+  folder: str = ''
+  config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  wrapper: str | None = None
+
+  @property
+  def paths(self) -> tuple[str, ...]:
+    return tuple(os.path.join(self.folder, name) for name in self.input)
+
+  @property
+  def keys(self) -> tuple[str, ...] | None:
+    """The wrapper, key by key."""
+    if self.wrapper is None:
+      return None
+    return tuple(k for k in self.wrapper.split('/') if k)
+
+
+class _Stage(Protocol):
+  name: str
+  kind: str
+  config: Mapping[str, Any]
+
+
+def check(stages: Sequence[_Stage]) -> None:
+  """Looks for the files of all stages that are about to run.
+
+  Raises:
+    FileNotFoundError: one message about all that are missing: what to get, from
+      whose release, where to put it, and how to convert it by hand.
+    ValueError: a stage of kind 'convert' that is not well formed.
+  """
+  missing: dict[str, str] = {}
+  by_hand = []
+  for stage in stages:
+    if stage.kind == 'convert':
+      config = convert_config(stage.config, stage.name)
+      lost = [p for p in config.paths if not epath.Path(p).exists()]
+      missing |= {p: RELEASES.get(os.path.basename(p), _OWN) for p in lost}
+      if lost:
+        by_hand.append(command(config))
+    elif stage.kind == 'fid':
+      path = stage.config.get('reference', '')
+      if not path.startswith('stage:') and not epath.Path(path).exists():
+        missing[path] = RELEASES.get(
+            os.path.basename(path), _STATISTICS.format(path)
+        )
+  if not missing:
+    return
+  lines = [
+      f'{len(missing)} file(s) are missing; no stage was started. Put them '
+      'here, or name another folder (--config.weights=...), and run the same '
+      'command again:',
+      *(f'  {path}\n      from {where}' for path, where in missing.items()),
+  ]
+  if by_hand:
+    lines += [
+        'The run converts them itself. By hand, to use them without it:',
+        *(f'  {line}' for line in by_hand),
+    ]
+  raise FileNotFoundError('\n'.join(lines))
+
+
+def convert_config(values: Mapping[str, Any], name: str) -> ConvertConfig:
+  """The checked config of a stage called `name`, without the run's seed."""
+  return config_lib.make(
+      ConvertConfig, {k: v for k, v in values.items() if k != 'seed'}, name
+  )
+
+
+def command(config: ConvertConfig) -> str:
+  """The line that does what a stage of kind 'convert' does."""
+  output = os.path.splitext(config.paths[0])[0]
+  words = [
+      'python', '-m', 'dd_jax.tools.convert', f'--family={config.family}',
+      f'--input={",".join(config.paths)}', f'--output={output}',
+      *(f'--config={k}={_text(v)}' for k, v in config.config.items()),
+  ]
+  if config.wrapper is not None:
+    words.append(f'--wrapper={config.wrapper}')
+  return shlex.join(words)
+
+
+def _text(value: Any) -> str:
+  """A field's value as the converter's --config takes it."""
+  if isinstance(value, (list, tuple)):
+    return ','.join(map(str, value))
+  return str(value)
