@@ -19,7 +19,7 @@ PACKAGE = ROOT / 'dd_jax'
 # Folder -> what modules in it may import; everything else is refused.
 ALLOWED = {
     'ops': {'jax', 'numpy'},
-    'flow': {'jax', 'numpy'},
+    'flow': {'jax', 'numpy', 'dd_jax.flow'},
     'convert': {'numpy', 'ml_dtypes', 'safetensors', 'dd_jax.convert'},
     'models': {'jax', 'numpy', 'flax', 'dd_jax.ops', 'dd_jax.model',
                'dd_jax.models', 'dd_jax.config', 'dd_jax.convert'},

@@ -5,12 +5,12 @@
 import numpy as np
 import pytest
 
-from dd_jax.tools import flow_table
+from dd_jax.flow import agreement
 from tests.golden import golden_cases
 
 SMALL = (
-    flow_table.Problem('gauss', 256, 32, top_k=64, unit_norm=False),
-    flow_table.Problem('unit', 512, 8, top_k=128, unit_norm=True),
+    agreement.Problem('gauss', 256, 32, top_k=64, unit_norm=False),
+    agreement.Problem('unit', 512, 8, top_k=128, unit_norm=True),
 )
 
 
@@ -33,14 +33,14 @@ def test_reference_reproduces_the_golden_flow():
   rows = (probs > 0).sum(1) == (probs[0] > 0).sum()  # supports of one size
   with np.errstate(divide='ignore'):
     log_p = np.log(probs[rows])
-  got = flow_table.reference(noise[rows], log_p, codes)
+  got = agreement.reference(noise[rows], log_p, codes)
   np.testing.assert_array_equal(got, index[rows])
 
 
 @pytest.mark.parametrize('problem', SMALL, ids=lambda p: p.name)
 def test_second_order_solvers_agree_with_the_reference(problem):
-  table = flow_table.agreement(
-      problem, 600, steps=(10, 50), solvers=flow_table.SOLVERS
+  table = agreement.measure(
+      problem, 600, steps=(10, 50), solvers=agreement.SOLVERS
   )
   assert table[50, 'heun'] >= 0.995, table
   assert table[50, 'dpmpp_2m'] >= 0.995, table
@@ -51,10 +51,10 @@ def test_second_order_solvers_agree_with_the_reference(problem):
 # 99.3 % were measured, in float64 as in float32, so it is the solver's error.
 @pytest.mark.slow
 @pytest.mark.parametrize('problem, at_50', [
-    (flow_table.PROBLEMS[0], 0.995), (flow_table.PROBLEMS[1], 0.99),
+    (agreement.PROBLEMS[0], 0.995), (agreement.PROBLEMS[1], 0.99),
 ], ids=lambda p: getattr(p, 'name', None))
 def test_agreement_at_full_size(problem, at_50):
-  table = flow_table.agreement(problem, 5000, steps=(50, 100))
+  table = agreement.measure(problem, 5000, steps=(50, 100))
   assert table[50, 'heun'] >= 0.995, table
   assert table[50, 'dpmpp_2m'] >= at_50, table
   assert table[100, 'heun'] >= 0.995, table
