@@ -192,10 +192,7 @@ def export(
   path = epath.Path(path)
   params = jax.tree.map(_to_host, params)
   hashes = {k: _sha256(v) for k, v in _leaves(params).items()}
-  config = dataclasses.asdict(model.config)
-  digest = hashlib.sha256(
-      canonical_json([model.family, config, hashes]).encode()
-  ).hexdigest()
+  digest = fingerprint(model, hashes)
   if jax.process_index() == 0:
     temporary = path.parent / f'{path.name}.tmp'
     if temporary.exists():
@@ -208,22 +205,47 @@ def export(
         ) if jax.process_count() > 1 else ocp.options.MultiprocessingOptions()
     ) as checkpointer:
       checkpointer.save(temporary / 'params', params)
-    (temporary / 'model.json').write_text(json.dumps({
-        'format_version': FORMAT_VERSION,
-        'family': model.family,
-        'config': config,
-        'parameters': sum(v.size for v in jax.tree.leaves(params)),
-        'hash': digest,
-        'sha256': hashes,
-        'source': dict(source),
-    }, indent=1))
-    (temporary / 'README.md').write_text(_README.format(family=model.family))
+    parameters = sum(v.size for v in jax.tree.leaves(params))
+    write_description(temporary, model, hashes, parameters, source)
     if path.exists():
       path.rmtree()
     shutil.move(temporary, path)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(f'export {path.name}')
   return digest
+
+
+def fingerprint(model: Model, hashes: Mapping[str, str]) -> str:
+  """The hash of an export: of family, config and the leaves' SHA-256."""
+  config = dataclasses.asdict(model.config)
+  return hashlib.sha256(
+      canonical_json([model.family, config, hashes]).encode()
+  ).hexdigest()
+
+
+def write_description(
+    folder: epath.Path, model: Model, hashes: Mapping[str, str],
+    parameters: int, source: Mapping[str, Any],
+) -> None:
+  """Writes what `describe` reads, and a README, beside the parameters.
+
+  Args:
+    folder: of the export.
+    model: its family and config.
+    hashes: SHA-256 of every leaf by '/'-joined path.
+    parameters: how many numbers the leaves hold.
+    source: JSON-able description of the run that made them.
+  """
+  (folder / 'model.json').write_text(json.dumps({
+      'format_version': FORMAT_VERSION,
+      'family': model.family,
+      'config': dataclasses.asdict(model.config),
+      'parameters': parameters,
+      'hash': fingerprint(model, hashes),
+      'sha256': hashes,
+      'source': dict(source),
+  }, indent=1))
+  (folder / 'README.md').write_text(_README.format(family=model.family))
 
 
 def describe(path: epath.PathLike) -> dict[str, Any]:

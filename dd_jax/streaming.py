@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import hashlib
-import json
 import math
 import shutil
 from typing import Any, TypeVar
@@ -22,7 +21,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dd_jax import checkpoint
-from dd_jax.config import canonical_json
 from dd_jax.convert.lazy import LazyArray
 from dd_jax.convert.table import flatten
 from dd_jax.model import Model
@@ -100,22 +98,10 @@ def export(
   try:
     _save(temporary / 'params', _unflatten(flat))
     progress(len(hashes))
-    config = dataclasses.asdict(model.config)
     hashes = {name: hashes[name] for name in flat}
-    digest = hashlib.sha256(
-        canonical_json([model.family, config, hashes]).encode()
-    ).hexdigest()
-    (temporary / 'model.json').write_text(json.dumps({
-        'format_version': checkpoint.FORMAT_VERSION,
-        'family': model.family,
-        'config': config,
-        'parameters': sum(leaf.size for leaf in flat.values()),
-        'hash': digest,
-        'sha256': hashes,
-        'source': dict(source),
-    }, indent=1))
-    (temporary / 'README.md').write_text(
-        checkpoint._README.format(family=model.family)
+    checkpoint.write_description(
+        temporary, model, hashes, sum(leaf.size for leaf in flat.values()),
+        source,
     )
     finish(temporary)
   except BaseException:
@@ -124,7 +110,7 @@ def export(
   if path.exists():
     path.rmtree()
   shutil.move(temporary, path)
-  return digest
+  return checkpoint.fingerprint(model, hashes)
 
 
 def _save(path: epath.Path, params: Mapping[str, Any]) -> None:
