@@ -48,8 +48,8 @@ SIZES = {
     ),
     'mnist5k': dict(
         source=dict(source='mnist5k', size=16), image_size=16, ch=16,
-        ch_mult=(1, 2, 4), z_channels=8, vocab_size=128,
-        patch_nums=(1, 2, 3, 4), width=96, heads=4, depth=4, t_set=(0, 2),
+        ch_mult=(1, 2), z_channels=8, vocab_size=128,
+        patch_nums=(1, 2, 4, 8), width=96, heads=4, depth=4, t_set=(0, 2),
         split=2, involved=(1, 3), pairs=32768, shard=4096, batch=64,
         samples=5000,
         student_batch=32,
@@ -206,7 +206,7 @@ def _released(name: str) -> ConfigDict:
           teacher='stage:teacher', vae='stage:vae',
           pairs=pairs,  # as remembered of the paper, not checked
           shard_size=16384, batch_size=size['batch'], **guidance,
-          solver='dpmpp_2m', solver_steps=100,  # order and steps: our choice
+          solver='deis', solver_steps=50,  # both our choice
       ),
       student=dict(
           kind='train',
@@ -329,7 +329,7 @@ def get_config(arg: str = 'digits') -> ConfigDict:
           pairs=size['pairs'], shard_size=size['shard'],
           batch_size=256 if size['pairs'] > 256 else size['shard'],
           cfg=0.25, top_k=0, top_p=1.0,
-          solver='dpmpp_2m', solver_steps=100,
+          solver='deis', solver_steps=50,
       ),
       student=dict(
           kind='train',

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+import jax.numpy as jnp
 import numpy as np
 
 from dd_jax import build, checkpoint, console, hooks, registry, sharding
@@ -54,8 +55,8 @@ class GenerateConfig:
   cfg: float
   top_k: int = 0
   top_p: float = 1.0
-  solver: str = 'dpmpp_2m'
-  solver_steps: int = 100
+  solver: discrete.Solver = 'deis'
+  solver_steps: int = 50
   chunk: int | None = None
 
 
@@ -77,7 +78,10 @@ def flow_choose(
   """
 
   def choose(log_p, step, codebook):
-    part = noise[:, offsets[step]:offsets[step + 1]]
+    # The step may be traced: where tokens come one by one it is scanned over.
+    part = jax.lax.dynamic_slice_in_dim(
+        noise, jnp.asarray(offsets)[step], log_p.shape[1], axis=1
+    )
     flat = discrete.flow_map(
         part.reshape(-1, part.shape[-1]),
         log_p.reshape(-1, log_p.shape[-1]), codebook,

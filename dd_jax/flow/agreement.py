@@ -16,7 +16,7 @@ from dd_jax.flow import discrete
 
 REFERENCE_STEPS = 2000
 STEPS = (10, 20, 50, 100)
-SOLVERS: tuple[discrete.Solver, ...] = ('euler', 'heun', 'dpmpp_2m')
+SOLVERS: tuple[discrete.Solver, ...] = ('euler', 'heun', 'dpmpp_2m', 'deis')
 _CHUNK = 128  # tokens; keeps the solvers' working set in the cache
 _REFERENCE_CHUNK = 4
 

@@ -21,9 +21,9 @@ class Config:
   """Where the student starts and what it is charged for.
 
   Attributes:
-    t_set: sequence timesteps that it is trained to finish from: scales whose
-      tokens are given as data.
-    split: scale at which the perceptual path changes from the logits head to
+    t_set: sequence timesteps that it is trained to finish from: steps of the
+      teacher (scales of VAR, tokens of LlamaGen) that are given as data.
+    split: step at which the perceptual path changes from the logits head to
       the continuous head.
     ce: weight of the logits head's cross-entropy.
     perceptual: weight of the image distance.
@@ -60,16 +60,20 @@ class DistilledDecoding(Method):
   Config = Config
 
   def __post_init__(self) -> None:
-    scales = len(self.roles['student'].model.config.patch_nums)
+    steps = len(self._offsets) - 1
     c = self.config
-    if not c.t_set or not all(0 <= t < scales for t in c.t_set):
-      raise ValueError(f't_set={c.t_set}: expected scales in [0, {scales})')
-    if not 0 <= c.split <= scales:
-      raise ValueError(f'split={c.split}: expected a scale in [0, {scales}]')
+    if not c.t_set or not all(0 <= t < steps for t in c.t_set):
+      raise ValueError(f't_set={c.t_set}: expected steps in [0, {steps})')
+    if not 0 <= c.split <= steps:
+      raise ValueError(f'split={c.split}: expected a step in [0, {steps}]')
     if c.loss_norm == 'network' and 'perceptual' not in self.frozen:
       raise ValueError(
           "loss_norm='network' needs a frozen network 'perceptual'"
       )
+
+  @property
+  def _offsets(self) -> tuple[int, ...]:
+    return self.roles['student'].model.config.offsets
 
   def updates(self, step: int) -> tuple[Update, ...]:
     return (Update('student', 'student', self.loss),)
@@ -79,9 +83,7 @@ class DistilledDecoding(Method):
     vae, params = self.frozen['vae'].fns, inputs.frozen['vae']
     codes = vae['codes'](params, batch['indices'])
     noise = pair_noise(batch['seed'], batch['pair_id'], codes.shape[1:])
-    sizes = self.roles['student'].model.config.patch_nums
-    offsets = jnp.cumsum(jnp.asarray([0, *(n * n for n in sizes)]))
-    starts = offsets[jnp.asarray(self.config.t_set)]
+    starts = jnp.asarray([self._offsets[t] for t in self.config.t_set])
     pick = jax.vmap(jax.random.randint, (0, None, None, None))(
         inputs.keys, (), 0, len(self.config.t_set)
     )
@@ -114,7 +116,7 @@ class DistilledDecoding(Method):
         'accuracy': losses.masked_mean(hits.astype(jnp.float32), ~given),
     }
     if config.loss_norm != 'none':
-      split = sum(n * n for n in model.config.patch_nums[:config.split])
+      split = self._offsets[config.split]
       vae, vae_params = self.frozen['vae'].fns, inputs.frozen['vae']
       some = slice(config.perceptual_batch or None)
       logits = jax.lax.stop_gradient(out['logits'][some])

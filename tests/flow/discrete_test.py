@@ -13,7 +13,7 @@ import scipy.stats
 from dd_jax.flow import discrete
 from tests.golden import golden_cases
 
-SECOND_ORDER = ('heun', 'dpmpp_2m')
+HIGH_ORDER = ('heun', 'dpmpp_2m', 'deis')
 
 
 def log(p):
@@ -31,7 +31,7 @@ def problem(n=37, v=24, c=6, seed=0):
   return tuple(jnp.asarray(a, jnp.float32) for a in arrays)
 
 
-@pytest.mark.parametrize('solver', SECOND_ORDER)
+@pytest.mark.parametrize('solver', HIGH_ORDER)
 @pytest.mark.parametrize('steps, atol', [(50, 2e-2), (100, 6e-3)])
 @pytest.mark.parametrize('case', ['case0', 'case1', 'case2'])
 def test_golden_flow(case, steps, atol, solver):
@@ -53,7 +53,7 @@ def test_golden_flow(case, steps, atol, solver):
   assert checked >= 2
 
 
-@pytest.mark.parametrize('solver', SECOND_ORDER)
+@pytest.mark.parametrize('solver', HIGH_ORDER)
 @pytest.mark.parametrize('steps', [50, 100])
 def test_golden_flow_at_codebook_size(steps, solver):
   golden = golden_cases.load('discrete_flow_v4096')
@@ -70,8 +70,10 @@ def test_golden_flow_at_codebook_size(steps, solver):
   np.testing.assert_array_equal(got[stable], golden.arrays['index'][stable])
 
 
-@pytest.mark.parametrize('solver', SECOND_ORDER)
-def test_halving_the_step_quarters_the_error(solver):
+@pytest.mark.parametrize(
+    'solver, order', [('euler', 1), ('heun', 2), ('dpmpp_2m', 2), ('deis', 2)]
+)
+def test_order_of_the_error(solver, order):
   golden = golden_cases.load('discrete_flow').arrays
   noise, probs, codes = (
       golden[f'case0_{k}'] for k in ('noise', 'probs', 'codes')
@@ -84,7 +86,23 @@ def test_halving_the_step_quarters_the_error(solver):
       ).mean()
       for n in (40, 80)
   ]
-  assert 3 < error[0] / error[1] < 5
+  assert order - 0.4 < np.log2(error[0] / error[1]) < order + 0.4
+
+
+@pytest.mark.parametrize('case', ['case0', 'case1', 'case2'])
+def test_deis_errs_less_than_dpmpp_2m(case):
+  golden = golden_cases.load('discrete_flow').arrays
+  noise, probs, codes = (
+      golden[f'{case}_{k}'] for k in ('noise', 'probs', 'codes')
+  )
+  deis, dpmpp_2m = (
+      np.abs(
+          discrete.path(noise, log(probs), codes, steps=40, solver=solver)[30]
+          - golden[f'{case}_x_at_t'][:, 2]
+      ).mean()
+      for solver in ('deis', 'dpmpp_2m')
+  )
+  assert deis < dpmpp_2m
 
 
 def codes_and_p(name):
@@ -180,7 +198,7 @@ def test_at_time_zero_the_posterior_is_p():
   )
 
 
-@pytest.mark.parametrize('solver', ['euler', *SECOND_ORDER])
+@pytest.mark.parametrize('solver', ['euler', *HIGH_ORDER])
 def test_codes_outside_the_support_are_never_chosen(solver):
   noise, log_p, codes = problem(n=500)
   # Noise that lies on a code outside the support, far out.
@@ -192,7 +210,7 @@ def test_codes_outside_the_support_are_never_chosen(solver):
   assert np.isfinite(states).all()
 
 
-@pytest.mark.parametrize('solver', ['euler', *SECOND_ORDER])
+@pytest.mark.parametrize('solver', ['euler', *HIGH_ORDER])
 def test_one_code_in_the_support_is_reached(solver):
   noise, log_p, codes = problem()
   only = jnp.arange(len(noise)) % len(codes)
