@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -18,16 +19,18 @@ from tests.golden import golden_cases
 PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 PATCH_NUMS_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 COUNTER = 'quantize.ema_vocab_hit_SV'
+USED = 'quantize.codebook_used'
+GRID = {'heads': 4, 'latent_size': 4}
 
 
 def case_tensors(name):
   """Weights of a golden case and the buffers that its program saves."""
   case = golden_cases.load(name)
   tensors = case.tensors()
-  if 'vqvae' in name:
-    shape = case.meta['buffers'][COUNTER]
-    tensors[COUNTER] = np.arange(np.prod(shape), dtype=np.float32)
-    tensors[COUNTER] = tensors[COUNTER].reshape(shape)
+  for counter in {COUNTER, USED} & case.meta['buffers'].keys():
+    shape = case.meta['buffers'][counter]
+    tensors[counter] = np.arange(np.prod(shape), dtype=np.float32)
+    tensors[counter] = tensors[counter].reshape(shape)
   return tensors
 
 
@@ -61,6 +64,9 @@ FAMILIES = {
     'var': ('var_transformer_tiny', {}),
     'dd_var': ('dd_var_tiny', {}),
     'var_vqvae': ('var_vqvae_tiny', {'patch_nums': (1, 2, 3, 4)}),
+    'llamagen': ('llamagen_gpt_c2i_tiny', GRID),
+    'dd_llamagen': ('dd_llamagen_tiny', GRID),
+    'llamagen_vq': ('llamagen_vq_tiny', {'image_size': 64}),
 }
 
 
@@ -150,6 +156,37 @@ def test_what_was_trained_here_is_laid_out_as_released(name, tmp_path):
   assert_same(arrays, tensors | buffers)
 
 
+@pytest.mark.parametrize('wrapper', ['model', 'module', 'state_dict', None])
+@pytest.mark.parametrize('kind', ['c2i', 't2i'])
+def test_llamagen_by_any_wrapper(wrapper, kind, tmp_path):
+  tensors = case_tensors(f'llamagen_gpt_{kind}_tiny')
+  buffers = {
+      'freqs_cis': np.zeros((17, 8, 2), np.float32),
+      'causal_mask': np.zeros((4, 24, 24), bool),
+      'layers.0.attention.kv_cache.k_cache': np.zeros(3, np.float32),
+  }
+  keys = (wrapper,) if wrapper else ()
+  source = save(tmp_path / 'a.pt', tensors | buffers, keys)
+  work = conversion.plan('llamagen', [source], given=GRID)
+  assert work.model.config.num_classes == (10 if kind == 'c2i' else 0)
+  assert sorted(work.dropped) == sorted(buffers) and not work.kept
+  conversion.write(work, tmp_path / 'export', {})
+  conversion.restore(tmp_path / 'export', [tmp_path / 'b.pt'])
+  found, arrays = load(tmp_path / 'b.pt')
+  assert found.wrapper == keys
+  assert_same(arrays, tensors)
+
+
+def test_codes_used_stay_beside_the_tokenizer(tmp_path):
+  tensors = case_tensors('llamagen_vq_tiny')
+  source = save(tmp_path / 'a.pt', tensors, ('model',))
+  work = conversion.plan('llamagen_vq', [source], given={'image_size': 64})
+  assert list(work.kept) == [USED] and not work.dropped
+  conversion.write(work, tmp_path / 'export', {})
+  kept = readers.read(tmp_path / 'export' / conversion.KEPT).tree
+  np.testing.assert_array_equal(np.asarray(kept[USED]), tensors[USED])
+
+
 @pytest.mark.parametrize('name, fields', [
     ('var', {'depth': 16}), ('var', {'depth': 20}), ('var', {'depth': 30}),
     ('var', {'depth': 36, 'shared_aln': True, 'patch_nums': PATCH_NUMS_512}),
@@ -160,10 +197,24 @@ def test_what_was_trained_here_is_laid_out_as_released(name, tmp_path):
     ('var_vqvae', {'ch': 32, 'ch_mult': (1, 2), 'image_size': 32,
                    'attention': False, 'res_blocks': 1, 'phi_count': 2,
                    'image_channels': 1}),
+    ('llamagen', {'size': 'B'}), ('llamagen', {'size': '3B'}),
+    ('llamagen', {'size': 'XL', 'num_classes': 0}),
+    ('dd_llamagen', {'size': 'L'}),
+    ('dd_llamagen', {'size': 'XL', 'num_classes': 0, 'caption_length': 9}),
+    ('llamagen_vq', {}),
+    ('llamagen_vq', {'ch': 32, 'ch_mult': (1, 2), 'attention': False,
+                     'res_blocks': 1, 'image_channels': 1, 'code_dim': 4}),
 ])
 def test_sizes_are_read_from_the_tensors(name, fields):
   family = registry.get('families', name)
-  if name == 'var_vqvae':
+  given = {}
+  if name == 'llamagen_vq':
+    given = {'image_size': 256}
+    config = given | fields
+  elif 'llamagen' in name:
+    given = {'latent_size': 16}
+    config = {'num_classes': 1000} | fields
+  elif name == 'var_vqvae':
     config = {
         'ch': 160, 'ch_mult': (1, 1, 2, 2, 4), 'image_size': 256,
         'z_channels': 32, 'vocab_size': 4096, 'patch_nums': PATCH_NUMS,
@@ -181,9 +232,13 @@ def test_sizes_are_read_from_the_tensors(name, fields):
           family.rows(model.config), model.abstract()
       ) for k, shape in group.shapes.items()
   }
-  found = family.infer(tensors, {})
+  found = family.infer(tensors, given) | given
   rebuilt = registry.get('models', family.model)(found)
-  assert rebuilt.config == model.config
+  assert rebuilt.abstract() == model.abstract()
+  told = dataclasses.asdict(rebuilt.config)
+  if 'mlp_width' in told:  # what it is, or the rule that makes it
+    told['mlp_width'] = model.config.mlp_width
+  assert told == dataclasses.asdict(model.config)
   assert conversion.guess(tensors) == name
 
 
@@ -208,6 +263,12 @@ def test_sizes_that_no_tensor_tells(tmp_path):
       3, True, False
   )
   assert config.patch_nums == (1, 2, 4)
+  for name, fields, missing in (
+      ('llamagen', {}, 'heads'), ('llamagen', {'heads': 4}, 'latent_size'),
+      ('llamagen_vq', {}, 'image_size'),
+  ):
+    source = save(tmp_path / 'c.pt', case_tensors(FAMILIES[name][0]))
+    assert f'--config={missing}=' in problem(name, source, given=fields)
 
 
 def test_everything_wrong_is_said_at_once(tmp_path):
@@ -235,6 +296,11 @@ def test_files_of_another_family(tmp_path):
   assert 'use --family=var_vqvae' in problem('var', vae)
   assert 'use --family=dd_var' in problem('var', student)
   assert 'use --family=dd_var' in problem('var_vqvae', student)
+  for name, (case, _) in FAMILIES.items():
+    if 'llamagen' in name:
+      file = save(tmp_path / f'{name}.pt', case_tensors(case))
+      for other in {'llamagen', 'dd_llamagen', 'llamagen_vq', 'var'} - {name}:
+        assert f'use --family={name}' in problem(other, file)
   other = save(tmp_path / 'o.pth', {'w': np.zeros((2, 2), np.float32)})
   assert "with w, ...: there is no tensor 'pos_start'" in problem('var', other)
   empty = case_tensors('dd_var_tiny')

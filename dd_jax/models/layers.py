@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import functools
 import math
 from typing import Any
 
@@ -78,6 +79,8 @@ class Conv2d(nn.Module):
     padding: zeros (before, after) both axes; None keeps H and W at stride 1.
     dtype: type that the convolution is computed in.
     precision: of the products; None is the platform's default.
+    kernel_init: initialiser of the kernel; None is Lecun normal.
+    bias_init: initialiser of the bias.
   """
 
   features: int
@@ -86,20 +89,22 @@ class Conv2d(nn.Module):
   padding: tuple[int, int] | None = None
   dtype: Any = jnp.float32
   precision: jax.lax.Precision | None = None
+  kernel_init: Init | None = None
+  bias_init: Init = nn.initializers.zeros
 
   @nn.compact
   def __call__(self, x_BxHxWxI: Array) -> Array:
     kernel = self.param(
         'kernel',
         nn.with_logical_partitioning(
-            _flat_lecun_normal,
+            self.kernel_init or _flat_lecun_normal,
             ('kernel', 'kernel', 'conv_in', 'conv_out'),
         ),
         (self.size, self.size, x_BxHxWxI.shape[-1], self.features),
     )
     bias = self.param(
         'bias',
-        nn.with_logical_partitioning(nn.initializers.zeros, ('conv_out',)),
+        nn.with_logical_partitioning(self.bias_init, ('conv_out',)),
         (self.features,),
     )
     padding = self.padding or ((self.size - 1) // 2, self.size // 2)
@@ -157,6 +162,63 @@ class GroupNorm(nn.Module):
     return y.astype(x_BxHxWxC.dtype)
 
 
+class CodeHead(nn.Module):
+  """Code vectors, modulated by the condition's embedding as it is; float32.
+
+  `x_BxLxW, cond_BxW -> codes_BxLxC`.
+
+  Attributes:
+    code_dim: size of a code vector.
+    init_std: standard deviation of the initial kernel.
+
+  Source: DD1 (arXiv 2412.17153), FinalLayer of its release.
+  """
+
+  code_dim: int
+  init_std: float
+
+  @nn.compact
+  def __call__(self, x_BxLxW: Array, cond_BxW: Array) -> Array:
+    width = x_BxLxW.shape[-1]
+    shift_scale_2xW = self.param(
+        'shift_scale',
+        nn.with_logical_partitioning(
+            nn.initializers.normal(width**-0.5), (None, 'embed')
+        ),
+        (2, width),
+    )
+    ada_Bx2xW = shift_scale_2xW[None] + cond_BxW[:, None]
+    shift, scale = jnp.split(ada_Bx2xW, 2, axis=1)
+    return Dense(
+        self.code_dim, ('embed', 'code'), True,
+        nn.initializers.normal(self.init_std), name='proj',
+    )(modulate(x_BxLxW, scale, shift))
+
+
+def modulate(x_BxNxW: Array, scale_Bx1xW: Array, shift_Bx1xW: Array) -> Array:
+  """Layer normalisation without weights, then scale and shift; float32."""
+  x = x_BxNxW.astype(jnp.float32)
+  x -= x.mean(-1, keepdims=True)
+  x *= jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6)
+  return x * (1.0 + scale_Bx1xW) + shift_Bx1xW
+
+
+def rows(table_VxW: Array, indices: Array) -> Array:
+  """Rows of a table, indices' shape + (W,); NaN for an index out of range."""
+  # Unsigned, so that negative ones are out of range too.
+  return jnp.take(
+      table_VxW, indices.astype(jnp.uint32), axis=0, mode='fill',
+      fill_value=jnp.nan,
+  )
+
+
+def pick_flag(rows_2xW: Array, is_data_BxS: Array) -> Array:
+  """Row 1 where a slot holds data, else row 0: (B, S, W)."""
+  # Mapping two rows and handing them out costs nothing beside mapping slots.
+  noise, data = rows_2xW[:1, None], rows_2xW[1:, None]
+  return jnp.where(is_data_BxS[..., None], data, noise)
+
+
 def pure(
     module: nn.Module,
     *inputs: jax.ShapeDtypeStruct,
@@ -190,6 +252,17 @@ def pure(
   return init, axes
 
 
+def functions(
+    module: nn.Module, names: Sequence[str]
+) -> dict[str, Callable[..., Any]]:
+  """A module's methods as `(params, *inputs) -> outputs` by name."""
+
+  def call(method: str, params: Params, *args: Any, **kwargs: Any) -> Any:
+    return module.apply({'params': params}, *args, method=method, **kwargs)
+
+  return {name: functools.partial(call, name) for name in names}
+
+
 def count_flops(fn: Callable[..., Any], *inputs: Any) -> int:
   """Returns the FLOPs of the matrix products and convolutions of `fn`.
 
@@ -203,7 +276,18 @@ def count_flops(fn: Callable[..., Any], *inputs: Any) -> int:
   Raises:
     ValueError: when `fn` holds a loop of unknown length.
   """
-  return _count(jax.make_jaxpr(fn)(*inputs).jaxpr)
+  return count_jaxpr(jax.make_jaxpr(fn)(*inputs).jaxpr)
+
+
+def count_jaxpr(jaxpr: Any, passes: bool = False) -> int:
+  """As `count_flops`, of a function that has been traced.
+
+  Args:
+    jaxpr: of the function.
+    passes: counts products of higher precision as often as a matrix unit for
+      bfloat16 has to run for them: 3 times for HIGH, 6 times for HIGHEST.
+  """
+  return sum(_count_equation(eqn, passes) for eqn in jaxpr.eqns)
 
 
 def _flat_lecun_normal(key: Array, shape: tuple[int, ...]) -> Array:
@@ -220,23 +304,33 @@ def _matmul(x: Array, kernel: Array) -> Array:
   return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
 
 
-def _count(jaxpr: Any) -> int:
-  return sum(map(_count_equation, jaxpr.eqns))
+def _runs(eqn: Any) -> int:
+  """Passes of a matrix unit for bfloat16 that a product takes."""
+  precision = eqn.params['precision']
+  if isinstance(precision, tuple):
+    precision = precision[0]
+  if eqn.invars[0].aval.dtype != jnp.float32:
+    return 1
+  return {jax.lax.Precision.HIGH: 3, jax.lax.Precision.HIGHEST: 6}.get(
+      precision, 1
+  )
 
 
-def _count_equation(eqn: Any) -> int:
+def _count_equation(eqn: Any, passes: bool) -> int:
   name, params = eqn.primitive.name, eqn.params
   if name == 'dot_general':
     (contracted, _), _ = params['dimension_numbers']
     shape = eqn.invars[0].aval.shape
     return 2 * eqn.outvars[0].aval.size * math.prod(
         shape[i] for i in contracted
-    )
+    ) * (_runs(eqn) if passes else 1)
   if name == 'conv_general_dilated':
     kernel = eqn.invars[1].aval
     features = kernel.shape[params['dimension_numbers'].rhs_spec[0]]
-    return 2 * eqn.outvars[0].aval.size * kernel.size // features
-  inner = [_count(j) for j in jaxprs_in_params(params)]
+    return 2 * eqn.outvars[0].aval.size * kernel.size // features * (
+        _runs(eqn) if passes else 1
+    )
+  inner = [count_jaxpr(j, passes) for j in jaxprs_in_params(params)]
   if name == 'scan':
     return params['length'] * sum(inner)
   if name == 'while' and any(inner):

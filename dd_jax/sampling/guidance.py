@@ -43,25 +43,32 @@ def filter_top_k(logits: jax.Array, k: int) -> jax.Array:
   return jnp.where(logits < kth, -jnp.inf, logits)
 
 
-def filter_top_p(logits: jax.Array, p: float) -> jax.Array:
+def filter_top_p(
+    logits: jax.Array, p: float, *, descending: bool = False
+) -> jax.Array:
   """Keeps the most likely of (..., V) logits, of probability p together.
 
   In ascending order, logits become -inf while the probability summed so far
-  is at most 1 - p; of equal ones those of lower index go first. The largest
-  always stays. p=1 keeps everything.
+  is at most 1 - p; of equal ones those of lower index go first. In descending
+  order, which differs in equal ones and by rounding, they become -inf once the
+  sum before them exceeds p. The largest always stays. p=1 keeps everything.
 
   Raises:
     ValueError: p outside of (0, 1].
 
-  Source: VAR, models/helpers.py.
+  Source: VAR, models/helpers.py; descending: LlamaGen,
+  autoregressive/models/generate.py.
   """
   if not 0 < p <= 1:
     raise ValueError(f'top_p={p} must be in (0, 1]; 1 is off')
   if p == 1:
     return logits
-  order = jnp.argsort(logits, axis=-1)
-  ascending = jnp.take_along_axis(logits, order, axis=-1)
-  mass = jnp.cumsum(jax.nn.softmax(ascending, axis=-1), axis=-1)
-  drop = (mass <= 1 - p).at[..., -1].set(False)
+  order = jnp.argsort(logits, axis=-1, descending=descending)
+  ordered = jnp.take_along_axis(logits, order, axis=-1)
+  mass = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
+  if descending:
+    drop = jnp.roll(mass > p, 1, axis=-1).at[..., 0].set(False)
+  else:
+    drop = (mass <= 1 - p).at[..., -1].set(False)
   drop = jnp.take_along_axis(drop, jnp.argsort(order, axis=-1), axis=-1)
   return jnp.where(drop, -jnp.inf, logits)

@@ -4,38 +4,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from dd_jax.model import Model, Params
-from dd_jax.ops.vq import nearest_code
-from dd_jax.sampling import guidance
+from dd_jax.sampling import guidance, steps
 
-# (log_p (B, n, V), scale, codebook (V, C)) -> int32 indices (B, n).
-Choose = Callable[[jax.Array, int, jax.Array], jax.Array]
-
-
-def greedy(log_p: jax.Array, scale: int, codebook: jax.Array) -> jax.Array:
-  """A `Choose` that takes the most likely code, the first of equal ones."""
-  del scale, codebook
-  return jnp.argmax(log_p, axis=-1).astype(jnp.int32)
-
-
-def categorical(keys: jax.Array) -> Choose:
-  """A `Choose` that draws each token; `keys` (B,) has one key per example."""
-
-  def choose(log_p: jax.Array, scale: int, codebook: jax.Array) -> jax.Array:
-    del codebook
-
-    def draw(key: jax.Array, log_p: jax.Array) -> jax.Array:
-      return jax.random.categorical(jax.random.fold_in(key, scale), log_p)
-
-    return jax.vmap(draw)(keys, log_p).astype(jnp.int32)
-
-  return choose
+greedy = steps.greedy
+categorical = steps.categorical
+# Ways to run `teacher_involved`, by name: the teacher's view of its prefix.
+INVOLVED = {mask: {'prefill_mask': mask} for mask in ('causal', 'full')}
 
 
 def rollout(
@@ -44,7 +25,7 @@ def rollout(
     teacher_params: Params,
     vae_params: Params,
     labels: jax.Array,
-    choose: Choose,
+    choose: steps.Choose,
     *,
     cfg: float,
     top_k: int,
@@ -83,7 +64,7 @@ def rollout(
 
   Raises:
     ValueError: unless 0 <= start <= stop <= K, 0 < stop, and the prefix is
-      long enough.
+      long enough; or the vae is not the teacher's.
   """
   offsets = teacher.config.offsets
   scales = len(offsets) - 1
@@ -95,7 +76,7 @@ def rollout(
     )
   if start and (prefix is None or prefix.shape[1] < offsets[start]):
     raise ValueError(f'start={start} needs a prefix of {offsets[start]} tokens')
-  codebook = vae.fns['codebook'](vae_params)
+  codebook = steps.codebook_for(teacher, vae, vae_params)
   rows = labels
   if cfg:
     # Each example's two rows stand side by side, so that they stay on its
@@ -138,114 +119,10 @@ def rollout(
   return jnp.concatenate(tokens, axis=1)
 
 
-def few_step(
-    student: Model,
-    vae: Model,
-    student_params: Params,
-    vae_params: Params,
-    noise: jax.Array,
-    labels: jax.Array,
-    *,
-    t_list: Sequence[int],
-    split: int,
-) -> dict[str, jax.Array]:
-  """Runs the student once per entry of `t_list`; a function of the noise.
-
-  Args:
-    student: a `dd_var` model.
-    vae: the `vqvae` whose codes it gives.
-    student_params: of the student.
-    vae_params: of the vae.
-    noise: (B, L, C) standard Gaussian.
-    labels: (B,) int32.
-    t_list: number of leading scales that are data when a step begins; 0 first.
-      Everything after them is the same noise again.
-    split: scales whose codes come from the logits; the others come from the
-      code head and are not quantized.
-
-  Returns:
-    codes: (B, L, C) float32 final sequence.
-    indices: (B, L) int32 choice of the logits; of scales that were data in the
-      last step, their nearest codes.
-
-  Raises:
-    ValueError: a `t_list` that does not start with 0.
-
-  Source: DD1, sampling; `t_list` and `split` are its `t_list` and
-  `loss_split_t`.
-  """
-  if not t_list or t_list[0] != 0:
-    raise ValueError(f't_list={list(t_list)} must start with 0: all is noise')
-  x = indices = noise
-  for t in t_list:
-    x, indices = _student_step(
-        student, vae, student_params, vae_params, x, noise, labels, t, split
-    )
-  return {'codes': x, 'indices': indices}
-
-
-def teacher_involved(
-    student: Model,
-    teacher: Model,
-    vae: Model,
-    student_params: Params,
-    teacher_params: Params,
-    vae_params: Params,
-    noise: jax.Array,
-    labels: jax.Array,
-    choose: Choose,
-    *,
-    start: int,
-    resume: int,
-    split: int,
-    cfg: float,
-    top_k: int,
-    top_p: float,
-    prefill_mask: Literal['causal', 'full'] = 'causal',
-) -> dict[str, jax.Array]:
-  """The student, with its scales `start` to `resume` redone by the teacher.
-
-  One student step gives the first `start` scales, quantized to their nearest
-  codes; the teacher goes on to scale `resume`; another student step from there
-  gives the rest. `count_steps` says how many network calls that makes.
-
-  Args:
-    student: a `dd_var` model.
-    teacher: a `var` model.
-    vae: the `vqvae` of both.
-    student_params: of the student.
-    teacher_params: of the teacher.
-    vae_params: of the vae.
-    noise: (B, L, C) standard Gaussian.
-    labels: (B,) int32.
-    choose: see `rollout`.
-    start: scales taken from the student's first step; 0 leaves that out.
-    resume: first scale that the last student step makes; with all scales there
-      is no such step.
-    split: see `few_step`.
-    cfg: see `rollout`; so are `top_k`, `top_p` and `prefill_mask`.
-
-  Returns:
-    As `few_step`.
-
-  Source: DD1, rows "pre-trained-n-m" of its tables.
-  """
-  run = (student, vae, student_params, vae_params)
-  prefix = None
-  if start:
-    x, _ = _student_step(*run, noise, noise, labels, 0, split)
-    prefix = _quantize(vae, vae_params, x)
-  prefix = rollout(
-      teacher, vae, teacher_params, vae_params, labels, choose, cfg=cfg,
-      top_k=top_k, top_p=top_p, stop=resume, prefix=prefix, start=start,
-      prefill_mask=prefill_mask,
-  )
-  x = vae.fns['codes'](vae_params, prefix)
-  if resume == len(student.config.patch_nums):
-    return {'codes': x, 'indices': prefix}
-  x = jnp.concatenate([x, noise[:, x.shape[1] :]], axis=1)
-  x, indices = _student_step(*run, x, noise, labels, resume, split)
-  return {'codes': x, 'indices': indices}
+few_step = steps.few_step
+teacher_involved = functools.partial(steps.teacher_involved, rollout)
+images_from_codes = steps.images_from_codes
+count_steps = steps.count_steps
 
 
 def skip_n(
@@ -254,7 +131,7 @@ def skip_n(
     teacher_params: Params,
     vae_params: Params,
     labels: jax.Array,
-    choose: Choose,
+    choose: steps.Choose,
     *,
     skip: int,
     cfg: float,
@@ -280,57 +157,3 @@ def skip_n(
     part = codes[:, offsets[scale] : offsets[scale + 1]]
     f_hat, _ = vae.fns['advance'](vae_params, f_hat, part, scale)
   return jnp.clip(vae.fns['decode'](vae_params, f_hat), -1, 1)
-
-
-def images_from_codes(
-    vae: Model, vae_params: Params, codes: jax.Array
-) -> jax.Array:
-  """Images, NHWC in [-1, 1], of (B, L, C) codes of all scales."""
-  f_hat = vae.fns['accumulate'](vae_params, codes)
-  return jnp.clip(vae.fns['decode'](vae_params, f_hat), -1, 1)
-
-
-def count_steps(start: int, resume: int, end: int) -> int:
-  """Network calls of teacher-involved sampling, as DD1 counts them.
-
-  Args:
-    start: scales (or tokens) that the student's first step gives; 0 for none.
-    resume: where the last student step takes over.
-    end: scales (or tokens) in all.
-  """
-  return int(start > 0) + (resume - start) + int(resume < end)
-
-
-def _student_step(
-    student: Model,
-    vae: Model,
-    student_params: Params,
-    vae_params: Params,
-    x: jax.Array,
-    noise: jax.Array,
-    labels: jax.Array,
-    t: int,
-    split: int,
-) -> tuple[jax.Array, jax.Array]:
-  """Merged codes (B, L, C) and indices (B, L) of one step from scale t."""
-  offset, cut = student.config.offsets[t], student.config.offsets[split]
-  data = x[:, :offset]
-  x = jnp.concatenate([data, noise[:, offset:]], axis=1)
-  out = student.fns['forward'](
-      student_params, x, labels, jnp.full_like(labels, offset)
-  )
-  indices = jnp.argmax(out['logits'][:, offset:], axis=-1).astype(jnp.int32)
-  indices = jnp.concatenate([_quantize(vae, vae_params, data), indices], axis=1)
-  codes = vae.fns['codes'](vae_params, indices[:, :cut])
-  tail = jnp.concatenate([data, out['codes'][:, offset:]], axis=1)[:, cut:]
-  return jnp.concatenate([codes, tail], axis=1), indices
-
-
-def _quantize(
-    vae: Model, vae_params: Params, codes: jax.Array
-) -> jax.Array:
-  """Nearest code of each vector, (B, L) int32."""
-  index = nearest_code(
-      codes.reshape(-1, codes.shape[-1]), vae.fns['codebook'](vae_params)
-  )
-  return index.reshape(codes.shape[:2])

@@ -13,24 +13,27 @@ import pytest
 
 from dd_jax.convert import table
 from dd_jax.models.var import convert, model, student
-from tests.golden import golden_cases
+from tests.golden import golden_cases, networks
 
 TINY = {
     'num_classes': 5, 'depth': 2, 'width': 32, 'heads': 2,
     'patch_nums': [1, 2, 3], 'vocab_size': 24, 'code_dim': 6,
 }
 PATCH_NUMS = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16]
+PATCH_NUMS_512 = [1, 2, 3, 4, 6, 9, 13, 18, 24, 32]
 CASES = ('tiny', 'tiny_saln')
-BUILDERS = {
-    'var_transformer': (model.build, convert.var_table),
-    'dd_var': (student.build, convert.student_table),
+KINDS = {
+    'var_transformer': (networks.teacher, convert.var_table),
+    'dd_var': (networks.student, convert.student_table),
 }
 
 
 def full_size(depth):
+  large = depth == 36  # the one for images of 512 x 512
   return {
       'num_classes': 1000, 'depth': depth, 'width': 64 * depth, 'heads': depth,
-      'patch_nums': PATCH_NUMS, 'vocab_size': 4096, 'code_dim': 32,
+      'patch_nums': PATCH_NUMS_512 if large else PATCH_NUMS,
+      'vocab_size': 4096, 'code_dim': 32, 'shared_aln': large,
   }
 
 
@@ -38,21 +41,9 @@ def full_size(depth):
 def golden(kind, name):
   """A case, its model, its table and its converted weights."""
   case = golden_cases.load(f'{kind}_{name}')
-  c = case.config
-  build, make_table = BUILDERS[kind]
-  net = build({
-      'num_classes': c['num_classes'], 'depth': c['depth'],
-      'width': c['embed_dim'], 'heads': c['num_heads'],
-      'patch_nums': c['patch_nums'], 'vocab_size': c['vqvae']['vocab_size'],
-      'code_dim': c['vqvae']['z_channels'], 'shared_aln': c['shared_aln'],
-      'attn_l2_norm': c['attn_l2_norm'],
-  })
-  rows = make_table(net.config)
-  params = table.convert(
-      rows, case.tensors() | case.buffers(), net.abstract(),
-      ignore=convert.IGNORE,
-  )
-  return case, net, rows, params
+  make, make_table = KINDS[kind]
+  net, params = make(case)
+  return case, net, make_table(net.config), params
 
 
 def inputs(net, batch=2, seed=0):
@@ -113,7 +104,7 @@ def test_both_heads_of_the_student_match_the_original(name):
 
 
 @pytest.mark.parametrize('name', CASES)
-@pytest.mark.parametrize('kind', BUILDERS)
+@pytest.mark.parametrize('kind', KINDS)
 def test_table_gives_back_the_original_weights(kind, name):
   case, _, rows, params = golden(kind, name)
   tensors, back = case.tensors(), table.invert(rows, params)
@@ -135,12 +126,14 @@ def test_buffers_are_optional_and_weights_are_not():
     (model.build, 16, 310_283_520),
     (model.build, 20, 600_917_136),
     (model.build, 24, 1_033_399_360),
+    (model.build, 30, 2_010_020_356),
+    (model.build, 36, 2_353_893_904),
     (student.build, 16, 328_165_664),
     (student.build, 20, 635_399_088),
     (student.build, 24, 1_092_478_560),
 ])
 def test_published_sizes(build, depth, count):
-  net = build(full_size(depth))
+  net = build(full_size(depth) | {'unroll': False})
   assert sum(x.size for x in jax.tree.leaves(net.abstract())) == count
 
 
@@ -371,6 +364,16 @@ def test_loops_and_recomputation_change_nothing():
         functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5),
         other_grads, grads,
     )
+
+
+@pytest.mark.parametrize('depth, times', [(8, 8), (9, 1)])
+def test_many_blocks_are_a_loop(depth, times):
+  """Even on CPU: XLA takes minutes for each of them in each step."""
+  net = model.build(TINY | {'depth': depth})
+  jaxpr = jax.make_jaxpr(net.apply)(
+      net.abstract(), *jax.eval_shape(lambda: inputs(net))[:2]
+  )
+  assert f'unroll={times}\n' in str(jaxpr)
 
 
 def test_bfloat16_stays_near_float32():

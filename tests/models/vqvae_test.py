@@ -18,7 +18,7 @@ import pytest
 from dd_jax.convert import table
 from dd_jax.models.vqvae import convert, model
 from dd_jax.ops import resize
-from tests.golden import golden_cases
+from tests.golden import golden_cases, networks
 
 SMALL = dict(
     image_size=8, image_channels=1, ch=8, ch_mult=[1, 2], res_blocks=1,
@@ -93,15 +93,7 @@ def small():
 
 def golden(name):
   case = golden_cases.load(name)
-  sizes = {k: case.config[k] for k in (
-      'image_size', 'ch', 'z_channels', 'vocab_size', 'patch_nums'
-  )}
-  built = model.build(sizes | {'ch_mult': RELEASED['ch_mult']})
-  params = table.convert(
-      convert.TABLE, case.tensors() | case.buffers(), built.abstract(),
-      ignore=convert.IGNORE,
-  )
-  return case, built, params
+  return case, *networks.tokenizer(case)
 
 
 @pytest.mark.parametrize('name', ['var_vqvae_tiny', 'var_vqvae_tiny_saln'])

@@ -75,6 +75,22 @@ def test_top_p_agrees_with_a_loop_after_top_k():
     assert np.isfinite(got).sum() < 20
 
 
+def test_top_p_from_the_top_keeps_the_first_that_crosses():
+  logits = jnp.log(jnp.array([0.125, 0.5, 0.125, 0.25]))
+  for p, expected in (
+      (0.99, [1, 1, 1, 1]), (0.8, [1, 1, 0, 1]), (0.7, [0, 1, 0, 1]),
+      (0.4, [0, 1, 0, 0]), (1e-6, [0, 1, 0, 0]),
+  ):
+    assert kept(guidance.filter_top_p(logits, p, descending=True)) == expected
+  # A sum that is p does not exceed it, and of equals the first goes first.
+  assert kept(
+      guidance.filter_top_p(jnp.zeros(4), 0.5, descending=True)
+  ) == [1, 1, 1, 0]
+  np.testing.assert_array_equal(
+      guidance.filter_top_p(logits, 1.0, descending=True), logits
+  )
+
+
 @pytest.mark.parametrize('p', [0.0, -0.1, 1.5])
 def test_bad_top_p(p):
   with pytest.raises(ValueError, match='top_p'):

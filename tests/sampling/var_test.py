@@ -14,15 +14,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from dd_jax.convert import table
-from dd_jax.models.var import convert as var_convert
 from dd_jax.models.var import model as var_model
 from dd_jax.models.var import student as student_model
-from dd_jax.models.vqvae import convert as vqvae_convert
 from dd_jax.models.vqvae import model as vqvae_model
 from dd_jax.sampling import guidance
 from dd_jax.sampling import var as sampling
-from tests.golden import golden_cases
+from tests.golden import golden_cases, networks
 
 CASES = ('tiny', 'tiny_saln')
 SIZES = {
@@ -83,37 +80,17 @@ def few_step(t_list, split=1, seed=0):
   return few_step_program(t_list, split)(draw_noise(seed), LABELS)
 
 
-def golden_config(case):
-  c = case.config
-  return {
-      'num_classes': c['num_classes'], 'depth': c['depth'],
-      'width': c['embed_dim'], 'heads': c['num_heads'],
-      'patch_nums': c['patch_nums'], 'vocab_size': c['vqvae']['vocab_size'],
-      'code_dim': c['vqvae']['z_channels'], 'shared_aln': c['shared_aln'],
-      'attn_l2_norm': c['attn_l2_norm'],
-  }
-
-
 @functools.cache
 def golden_teacher(name):
   case = golden_cases.load(f'var_transformer_{name}')
-  net = var_model.build(golden_config(case))
-  return case, net, table.convert(
-      var_convert.var_table(net.config), case.tensors(), net.abstract()
-  )
+  return case, *networks.teacher(case)
 
 
 @functools.cache
 def golden_vae(name):
   """The tokenizer of a case, its weights and a jitted decoder of codes."""
-  case = golden_cases.load(f'var_transformer_{name}')
-  sizes, patch_nums = case.config['vqvae'], case.config['patch_nums']
-  net = vqvae_model.build({
-      'image_size': 16 * patch_nums[-1], 'ch_mult': [1, 1, 2, 2, 4],
-      'patch_nums': patch_nums, **sizes,
-  })
-  params = table.convert(
-      vqvae_convert.TABLE, case.tensors('vqvae_params'), net.abstract()
+  net, params = networks.tokenizer(
+      golden_cases.load(f'var_transformer_{name}')
   )
   decode = jax.jit(functools.partial(sampling.images_from_codes, net))
   return net, params, functools.partial(decode, params)
@@ -158,11 +135,7 @@ def test_greedy_continuation_matches_the_original(name):
 @pytest.mark.parametrize('name', CASES)
 def test_few_steps_match_the_original(name):
   case = golden_cases.load(f'dd_var_{name}')
-  student = student_model.build(golden_config(case))
-  sp = table.convert(
-      var_convert.student_table(student.config), case.tensors(),
-      student.abstract(),
-  )
+  student, sp = networks.student(case)
   vae, vp, decode = golden_vae(name)
   out = jax.jit(functools.partial(
       sampling.few_step, student, vae, t_list=case.config['t_list'],

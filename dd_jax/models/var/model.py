@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from dd_jax import config as config_lib
-from dd_jax.model import Model, Params
-from dd_jax.models.layers import Dense, pure
+from dd_jax.model import Model, Params, platform
+from dd_jax.models.layers import Dense, modulate, pure
 
 Array = jax.Array
 Cache = Mapping[str, Array]
+
+_MOST_UNROLLED = 8  # blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Config:
       logits are float32.
     remat: what a backward pass recomputes: nothing, blocks except for their
       matrix products, or whole blocks.
-    unroll: blocks one after the other instead of a loop; None does so on CPU.
+    unroll: blocks one after the other instead of a loop; None does so on CPU
+      where they are few.
   """
 
   num_classes: int
@@ -297,14 +300,6 @@ def modulation(
   return y.reshape(-1, len(gains), c.width)
 
 
-def modulate(x_BxNxW: Array, scale_Bx1xW: Array, shift_Bx1xW: Array) -> Array:
-  """Layer normalisation without weights, then scale and shift; float32."""
-  x = x_BxNxW.astype(jnp.float32)
-  x -= x.mean(-1, keepdims=True)
-  x *= jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6)
-  return x * (1.0 + scale_Bx1xW) + shift_Bx1xW
-
-
 def run_blocks(
     c: Config,
     x_BxNxW: Array,
@@ -336,7 +331,11 @@ def run_blocks(
   cond = cond_BxW
   if c.shared_aln:
     cond = modulation(c, cond_BxW, np.ones(6), 'shared_ada')
-  unroll = jax.default_backend() == 'cpu' if c.unroll is None else c.unroll
+  unroll = c.unroll
+  if unroll is None:
+    # Many blocks take minutes to compile one by one, in every step of a
+    # rollout, and their gradients lie side by side in memory.
+    unroll = platform() == 'cpu' and c.depth <= _MOST_UNROLLED
   if c.remat != 'none':
     policies = jax.checkpoint_policies
     block = nn.remat(

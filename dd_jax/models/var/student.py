@@ -15,7 +15,7 @@ import numpy as np
 
 from dd_jax import config as config_lib
 from dd_jax.model import Model, Params
-from dd_jax.models.layers import Dense, pure
+from dd_jax.models.layers import CodeHead, Dense, pick_flag, pure
 from dd_jax.models.var import model as var
 
 Array = jax.Array
@@ -50,29 +50,6 @@ class Block(var.Block):
     return x_BxNxW + _project_flags(self.config, *extra, name='flag')
 
 
-class CodeHead(nn.Module):
-  """Code vectors, modulated by the class embedding as it is; float32."""
-
-  config: Config
-
-  @nn.compact
-  def __call__(self, x_BxLxW: Array, cond_BxW: Array) -> Array:
-    c = self.config
-    shift_scale_2xW = self.param(
-        'shift_scale',
-        nn.with_logical_partitioning(
-            nn.initializers.normal(c.width**-0.5), (None, 'embed')
-        ),
-        (2, c.width),
-    )
-    ada_Bx2xW = shift_scale_2xW[None] + cond_BxW[:, None]
-    shift, scale = jnp.split(ada_Bx2xW, 2, axis=1)
-    return Dense(
-        c.code_dim, ('embed', 'code'), True,
-        nn.initializers.normal(c.init_std), name='proj',
-    )(var.modulate(x_BxLxW, scale, shift))
-
-
 class Student(nn.Module):
   """The teacher's blocks over a sequence of noise and data tokens."""
 
@@ -95,7 +72,7 @@ class Student(nn.Module):
     pos_embed = var.embed(c, len(levels_S), 'pos_embed')
     flag_2xW = var.embed(c, 2, 'flag_embed').embedding
     x_BxSxW += level_embed(levels_S)[None] + pos_embed.embedding[None]
-    x_BxSxW += _pick(flag_2xW, is_data_BxS)
+    x_BxSxW += pick_flag(flag_2xW, is_data_BxS)
     # Tokens of one scale do not see each other, only themselves.
     mask_SxS = levels_S[:, None] > levels_S[None]
     np.fill_diagonal(mask_SxS, True)
@@ -108,7 +85,9 @@ class Student(nn.Module):
     x_BxLxW = x_BxSxW[:, 1:]
     return {
         'logits': var.Head(c, name='head')(x_BxLxW, cond_BxW),
-        'codes': CodeHead(c, name='code_head')(x_BxLxW, cond_BxW),
+        'codes': CodeHead(c.code_dim, c.init_std, name='code_head')(
+            x_BxLxW, cond_BxW
+        ),
     }
 
 
@@ -197,11 +176,4 @@ def _project_flags(
       nn.initializers.zeros if c.zero_flags else init,
       dtype=c.dtype, name=name,
   )(flag_2xW)
-  return _pick(rows_2xW, is_data_BxS)
-
-
-def _pick(rows_2xW: Array, is_data_BxS: Array) -> Array:
-  """Row 1 where a slot holds data, else row 0: (B, S, W)."""
-  # Mapping two rows and handing them out costs nothing beside mapping slots.
-  noise, data = rows_2xW[:1, None], rows_2xW[1:, None]
-  return jnp.where(is_data_BxS[..., None], data, noise)
+  return pick_flag(rows_2xW, is_data_BxS)

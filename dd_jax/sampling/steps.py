@@ -1,0 +1,239 @@
+# Copyright 2026 The dd_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What sampling has in common whatever a step of the sequence is.
+
+A sequence of L tokens falls into steps, which `offsets` of a config delimits:
+VAR's are scales, LlamaGen's single tokens. Conditions are what the networks
+take: labels (B,), or a tree of arrays whose first axis is B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dd_jax.model import Model, Params
+from dd_jax.ops.vq import nearest_code
+
+# (log_p (B, n, V), step, codebook (V, C)) -> int32 indices (B, n).
+Choose = Callable[[jax.Array, int | jax.Array, jax.Array], jax.Array]
+
+
+def greedy(
+    log_p: jax.Array, step: int | jax.Array, codebook: jax.Array
+) -> jax.Array:
+  """A `Choose` that takes the most likely code, the first of equal ones."""
+  del step, codebook
+  return jnp.argmax(log_p, axis=-1).astype(jnp.int32)
+
+
+def categorical(keys: jax.Array) -> Choose:
+  """A `Choose` that draws each token; `keys` (B,) has one key per example."""
+
+  def choose(
+      log_p: jax.Array, step: int | jax.Array, codebook: jax.Array
+  ) -> jax.Array:
+    del codebook
+
+    def draw(key: jax.Array, log_p: jax.Array) -> jax.Array:
+      return jax.random.categorical(jax.random.fold_in(key, step), log_p)
+
+    return jax.vmap(draw)(keys, log_p).astype(jnp.int32)
+
+  return choose
+
+
+def few_step(
+    student: Model,
+    vae: Model,
+    student_params: Params,
+    vae_params: Params,
+    noise: jax.Array,
+    condition: Any,
+    *,
+    t_list: Sequence[int],
+    split: int,
+) -> dict[str, jax.Array]:
+  """Runs the student once per entry of `t_list`; a function of the noise.
+
+  Args:
+    student: a `dd_var` or `dd_llamagen` model.
+    vae: the tokenizer whose codes it gives.
+    student_params: of the student.
+    vae_params: of the vae.
+    noise: (B, L, C) standard Gaussian.
+    condition: labels (B,) int32, or what else the student takes.
+    t_list: number of leading steps of the sequence that are data when a step of
+      the student begins; 0 first. Everything after them is the same noise
+      again.
+    split: steps whose codes come from the logits; the others come from the code
+      head and are not quantized.
+
+  Returns:
+    codes: (B, L, C) float32 final sequence.
+    indices: (B, L) int32 choice of the logits; of what was data in the last
+      step, the nearest codes.
+
+  Raises:
+    ValueError: a `t_list` that does not start with 0, a `t_list` or `split`
+      beyond the sequence, noise of another shape, or a vae that is not the
+      student's.
+
+  Source: DD1, sampling; `t_list` and `split` are its `t_list` and
+  `loss_split_t`.
+  """
+  if not t_list or t_list[0] != 0:
+    raise ValueError(f't_list={list(t_list)} must start with 0: all is noise')
+  x = indices = noise
+  for t in t_list:
+    x, indices = _student_step(
+        student, vae, student_params, vae_params, x, noise, condition, t, split
+    )
+  return {'codes': x, 'indices': indices}
+
+
+def teacher_involved(
+    rollout: Callable[..., jax.Array],
+    student: Model,
+    teacher: Model,
+    vae: Model,
+    student_params: Params,
+    teacher_params: Params,
+    vae_params: Params,
+    noise: jax.Array,
+    condition: Any,
+    choose: Choose,
+    *,
+    start: int,
+    resume: int,
+    split: int,
+    **settings: Any,
+) -> dict[str, jax.Array]:
+  """The student, with its steps `start` to `resume` redone by the teacher.
+
+  One student step gives the first `start` steps of the sequence, quantized to
+  their nearest codes; the teacher goes on to `resume`; another student step
+  from there gives the rest. `count_steps` says how many network calls that
+  makes.
+
+  Args:
+    rollout: that of the teacher's family.
+    student: a `dd_var` or `dd_llamagen` model.
+    teacher: a `var` or `llamagen` model.
+    vae: the tokenizer of both.
+    student_params: of the student.
+    teacher_params: of the teacher.
+    vae_params: of the vae.
+    noise: (B, L, C) standard Gaussian.
+    condition: see `few_step`.
+    choose: see `rollout`.
+    start: steps taken from the student's first one; 0 leaves that out.
+    resume: first step that the last student step makes; with all of them there
+      is no such step.
+    split: see `few_step`.
+    **settings: of the rollout: `cfg`, `top_k`, `top_p` and further ones.
+
+  Returns:
+    As `few_step`.
+
+  Source: DD1, rows "pre-trained-n-m" of its tables.
+  """
+  run = (student, vae, student_params, vae_params)
+  prefix = None
+  if start:
+    x, _ = _student_step(*run, noise, noise, condition, 0, split)
+    prefix = _quantize(vae, vae_params, x)
+  prefix = rollout(
+      teacher, vae, teacher_params, vae_params, condition, choose, stop=resume,
+      prefix=prefix, start=start, **settings,
+  )
+  x = vae.fns['codes'](vae_params, prefix)
+  if resume == len(student.config.offsets) - 1:
+    return {'codes': x, 'indices': prefix}
+  x = jnp.concatenate([x, noise[:, x.shape[1] :]], axis=1)
+  x, indices = _student_step(*run, x, noise, condition, resume, split)
+  return {'codes': x, 'indices': indices}
+
+
+def images_from_codes(
+    vae: Model, vae_params: Params, codes: jax.Array
+) -> jax.Array:
+  """Images, NHWC in [-1, 1], of (B, L, C) codes of the whole sequence."""
+  latent = vae.fns['accumulate'](vae_params, codes)
+  return jnp.clip(vae.fns['decode'](vae_params, latent), -1, 1)
+
+
+def count_steps(start: int, resume: int, end: int) -> int:
+  """Network calls of teacher-involved sampling, as DD1 counts them.
+
+  Args:
+    start: scales (or tokens) that the student's first step gives; 0 for none.
+    resume: where the last student step takes over.
+    end: scales (or tokens) in all.
+  """
+  return int(start > 0) + (resume - start) + int(resume < end)
+
+
+def codebook_for(net: Model, vae: Model, vae_params: Params) -> jax.Array:
+  """The codes (V, C) of a vae, if it is of the kind that a network predicts.
+
+  Raises:
+    ValueError: it has another number of codes, or codes of another size.
+  """
+  codebook = vae.fns['codebook'](vae_params)
+  wanted = net.config.vocab_size, net.config.code_dim
+  if codebook.shape != wanted:
+    raise ValueError(
+        f'{net.family!r} predicts {wanted[0]} codes of size {wanted[1]}, but '
+        f'this {vae.family!r} has {codebook.shape[0]} of size '
+        f'{codebook.shape[1]}: it is not its tokenizer'
+    )
+  return codebook
+
+
+def _student_step(
+    student: Model,
+    vae: Model,
+    student_params: Params,
+    vae_params: Params,
+    x: jax.Array,
+    noise: jax.Array,
+    condition: Any,
+    t: int,
+    split: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Merged codes (B, L, C) and indices (B, L) of one step from t."""
+  codebook_for(student, vae, vae_params)
+  offsets = student.config.offsets
+  shape = (offsets[-1], student.config.code_dim)
+  if noise.shape[1:] != shape:
+    raise ValueError(
+        f'noise of shape {noise.shape}: expected (B, {shape[0]}, {shape[1]})'
+    )
+  for name, value in (('t_list', t), ('split', split)):
+    if not 0 <= value < len(offsets):
+      raise ValueError(f'{name}: {value} is not in [0, {len(offsets) - 1}]')
+  offset, cut = offsets[t], offsets[split]
+  data = x[:, :offset]
+  x = jnp.concatenate([data, noise[:, offset:]], axis=1)
+  out = student.fns['forward'](
+      student_params, x, condition, jnp.full(len(x), offset, jnp.int32)
+  )
+  indices = jnp.argmax(out['logits'][:, offset:], axis=-1).astype(jnp.int32)
+  indices = jnp.concatenate([_quantize(vae, vae_params, data), indices], axis=1)
+  codes = vae.fns['codes'](vae_params, indices[:, :cut])
+  tail = jnp.concatenate([data, out['codes'][:, offset:]], axis=1)[:, cut:]
+  return jnp.concatenate([codes, tail], axis=1), indices
+
+
+def _quantize(
+    vae: Model, vae_params: Params, codes: jax.Array
+) -> jax.Array:
+  """Nearest code of each vector, (B, L) int32."""
+  index = nearest_code(
+      codes.reshape(-1, codes.shape[-1]), vae.fns['codebook'](vae_params)
+  )
+  return index.reshape(codes.shape[:2])
