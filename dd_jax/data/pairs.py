@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
@@ -28,7 +27,8 @@ from array_record.python import array_record_module
 import grain
 import numpy as np
 
-from dd_jax.data import sources
+from dd_jax.data import files, sources
+from dd_jax.data.files import Shard
 
 FORMAT_VERSION = 1
 _MANIFEST = 'manifest.json'
@@ -42,14 +42,6 @@ _READ_AS = {  # types that JAX keeps with 64-bit types off
 # compressor writes depends on its version, which would break byte-identity.
 _WRITER_OPTIONS = 'group_size:1,uncompressed'
 _IN_MEMORY_BYTES = 2**31  # smaller sets are held in memory by default
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-  """A finished file: its size in bytes and its SHA-256 in hexadecimal."""
-
-  size: int
-  sha256: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -170,7 +162,10 @@ class PairWriter:
     self._path.mkdir(parents=True, exist_ok=True)
     if (self._path / _MANIFEST).exists():
       stored = read_manifest(self._path)
-      _check_same(self._path / _MANIFEST, stored, self._manifest)
+      files.check_same(
+          self._path / _MANIFEST, _flat_fields(stored),
+          _flat_fields(self._manifest), 'pairs',
+      )
     else:
       self._write_manifest(self._manifest)
 
@@ -222,7 +217,7 @@ class PairWriter:
     for record in records:
       writer.write(record.tobytes())
     writer.close()
-    _publish(part, file)
+    files.publish(part, file)
 
   def finalize(self) -> Manifest:
     """Records the hashes of all shards, which completes the set.
@@ -238,7 +233,7 @@ class PairWriter:
     for shard in range(self._manifest.num_shards):
       file = _check_file(self._path, self._manifest, shard)
       _read_records(self._path, self._manifest, shard)
-      shards.append(Shard(file.stat().st_size, _sha256(file)))
+      shards.append(Shard(file.stat().st_size, files.sha256(file)))
     manifest = dataclasses.replace(self._manifest, shards=tuple(shards))
     self._write_manifest(manifest)
     return manifest
@@ -247,7 +242,17 @@ class PairWriter:
     # Processes that start together may all come here, with the same text.
     part = self._path / f'{_MANIFEST}.{uuid.uuid4().hex}.part'
     part.write_text(manifest.to_json())
-    _publish(part, self._path / _MANIFEST)
+    files.publish(part, self._path / _MANIFEST)
+
+
+def describe_records(
+    manifest: Manifest,
+) -> dict[str, tuple[tuple[int, ...], Any]]:
+  """Shape and type of each field that `PairSource` gives."""
+  return {
+      name: ((manifest.length,) if name == 'indices' else (), dtype)
+      for name, dtype in _READ_AS.items()
+  }
 
 
 class PairSource:
@@ -290,7 +295,7 @@ class PairSource:
     if in_memory is None:
       size = self.manifest.pairs * self.manifest.dtype.itemsize
       in_memory = size < _IN_MEMORY_BYTES
-    files = [
+    shards = [
         _check_file(self._path, self.manifest, shard, verify=verify)
         for shard in range(self.manifest.num_shards)
     ]
@@ -304,7 +309,7 @@ class PairSource:
         )
     else:
       self._files = grain.sources.ArrayRecordDataSource(
-          [str(file) for file in files]
+          [str(file) for file in shards]
       )
 
   def __len__(self) -> int:
@@ -326,11 +331,7 @@ class PairSource:
 
 
 def _folder(path: str | os.PathLike[str]) -> pathlib.Path:
-  if '://' in os.fspath(path):
-    raise ValueError(
-        f'{os.fspath(path)}: ArrayRecord needs a local or mounted file system'
-    )
-  return pathlib.Path(path)
+  return files.local_folder(path, 'ArrayRecord')
 
 
 def _check_file(
@@ -338,22 +339,8 @@ def _check_file(
 ) -> pathlib.Path:
   """Returns the file of a shard if it is there and as `shards` has it."""
   file = path / manifest.shard_name(shard)
-  if not file.exists():
-    raise FileNotFoundError(f'{file} is missing')
-  if not manifest.shards:
-    return file
-  size, expected = file.stat().st_size, manifest.shards[shard]
-  if size != expected.size:
-    raise ValueError(
-        f'{file} has {size} bytes instead of {expected.size}: it is truncated '
-        'or not the file that was written'
-    )
-  if verify and (sha256 := _sha256(file)) != expected.sha256:
-    raise ValueError(
-        f'{file} was changed: its SHA-256 is {sha256}, the manifest says '
-        f'{expected.sha256}'
-    )
-  return file
+  expected = manifest.shards[shard] if manifest.shards else None
+  return files.check_file(file, expected, verify=verify)
 
 
 def _read_records(
@@ -425,20 +412,6 @@ def _check_integers(
     )
 
 
-def _check_same(file: pathlib.Path, stored: Manifest, wanted: Manifest) -> None:
-  stored, wanted = _flat_fields(stored), _flat_fields(wanted)
-  differing = [
-      f'{name} is {stored.get(name)!r} there and {wanted.get(name)!r} here'
-      for name in sorted(stored.keys() | wanted.keys())
-      if stored.get(name) != wanted.get(name)
-  ]
-  if differing:
-    raise ValueError(
-        f'{file} is of other pairs: {"; ".join(differing)}. Write to another '
-        'folder, or delete this one'
-    )
-
-
 def _flat_fields(manifest: Manifest) -> dict[str, Any]:
   """Fields as JSON knows them, those of `provenance` by dotted name."""
   fields = json.loads(manifest.to_json())
@@ -450,15 +423,3 @@ def _flat_fields(manifest: Manifest) -> dict[str, Any]:
 def _where(path: pathlib.Path, manifest: Manifest, pair_id: int) -> str:
   name = manifest.shard_name(int(pair_id) // manifest.shard_size)
   return f'{path / name}: pair {pair_id}'
-
-
-def _sha256(file: pathlib.Path) -> str:
-  with file.open('rb') as f:
-    return hashlib.file_digest(f, 'sha256').hexdigest()
-
-
-def _publish(part: pathlib.Path, file: pathlib.Path) -> None:
-  """Renames a finished file after its bytes have reached the disk."""
-  with part.open('rb') as f:
-    os.fsync(f.fileno())
-  part.replace(file)

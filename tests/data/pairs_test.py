@@ -41,7 +41,7 @@ def die(*args):
 path, where = sys.argv[1:]
 pairs_test.write(path, 0)
 if where == 'publish':
-  pairs._publish = die
+  pairs.files.publish = die
 else:
   writer = pairs_test.dying_writer(die)
   pairs.array_record_module.ArrayRecordWriter = writer
@@ -89,7 +89,7 @@ def path(tmp_path):
 
 
 def _hashes(path):
-  return {f.name: pairs._sha256(f) for f in path.glob('*.array_record')}
+  return {f.name: pairs.files.sha256(f) for f in path.glob('*.array_record')}
 
 
 def _edit_manifest(path, **fields):
