@@ -10,15 +10,20 @@ from typing import Any
 
 from etils import epath
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from dd_jax import checkpoint, optim, registry, sharding
 from dd_jax import config as config_lib
 from dd_jax.adapter import Adapter
+from dd_jax.data import conditions
+from dd_jax.data.captions import CaptionSource
 from dd_jax.method import Method, Role
 from dd_jax.model import Model, Params
 
-Resolve = Callable[[str], epath.Path]
+# An export's folder, or the network of one that is not there yet: then only
+# shapes are handed on, and nothing of the network's size is made.
+Resolve = Callable[[str], epath.Path | Model]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,16 +72,44 @@ def build_model(values: Mapping[str, Any]) -> Model:
 def build_source(values: Mapping[str, Any], resolve: Resolve) -> Any:
   """A source of the registry from `source` and its arguments.
 
-  An argument `path` may be a 'stage:name'.
+  `path` among them may be a 'stage:name', and so may `captions`, a set of which
+  each record has one; see `data.conditions.Captioned`.
   """
   fields = dict(values)
+  captions = fields.pop('captions', None)
   source = registry.get('sources', fields.pop('source'))
   if 'path' in fields:
     fields['path'] = resolve(fields['path'])
   try:
-    return source(**fields)
+    records = source(**fields)
   except TypeError as e:
     raise ValueError(f'data={dict(values)}: {e}') from e
+  if captions is None:
+    return records
+  return conditions.Captioned(records, CaptionSource(resolve(captions)))
+
+
+def _open(
+    export: epath.Path | Model, dtype: str | None = None
+) -> tuple[Model, Params]:
+  """A network and its parameters; see `Resolve`."""
+  if not isinstance(export, Model):
+    return checkpoint.load(export, dtype=dtype)
+
+  def cast(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    floats = jnp.issubdtype(x.dtype, jnp.floating)
+    return x.update(dtype=jnp.dtype(dtype)) if dtype and floats else x
+
+  return export, jax.tree.map(cast, export.abstract())
+
+
+def _place(tree: Params, shardings: Any) -> Params:
+  def one(x: Any, where: Any) -> Any:
+    if isinstance(x, jax.ShapeDtypeStruct):
+      return x.update(sharding=where)
+    return jax.device_put(x, where)
+
+  return jax.tree.map(one, tree, shardings)
 
 
 def load_frozen(
@@ -94,10 +127,8 @@ def load_frozen(
   for name, entry in entries.items():
     entry = {'path': entry} if isinstance(entry, str) else entry
     config = config_lib.make(FrozenConfig, entry, f'frozen.{name}')
-    models[name], tree = checkpoint.load(
-        resolve(config.path), dtype=config.dtype
-    )
-    params[name] = jax.device_put(tree, sharding.shard_params(
+    models[name], tree = _open(resolve(config.path), config.dtype)
+    params[name] = _place(tree, sharding.shard_params(
         models[name].axes(), tree, mesh,
         sharding.RULES[config.rules or rules],
     ))
@@ -129,7 +160,7 @@ def _role(
     return role, frozen_params[adapter.base]
   origin, source = (None, None)
   if config.init is not None:
-    origin, source = checkpoint.load(resolve(config.init))
+    origin, source = _open(resolve(config.init))
   if config.model is None and origin is None:
     raise ValueError(f'roles.{name} needs a model or an init')
   model = build_model(config.model) if config.model else origin

@@ -76,7 +76,8 @@ def plan(
 
   Args:
     name: of the family.
-    inputs: files that together have the weights, most often one.
+    inputs: files that together have the weights, most often one; or the
+      `.index.json` that names them.
     given: fields of the model's config, before what the tensors tell.
     wrapper: keys that lead to the weights; found if None.
     inert: names that a pickle may hold, see `readers.read`.
@@ -89,6 +90,7 @@ def plan(
   given = dict(given or {})
   tensors: dict[str, LazyArray] = {}
   parts, dropped = [], []
+  inputs = readers.expand(inputs)
   for path in inputs:
     contents = readers.read(path, inert)
     weights = readers.select(path, contents.tree, wrapper)
@@ -98,17 +100,18 @@ def plan(
     dropped += weights.others
     parts.append({
         'format': contents.format, 'wrapper': list(weights.wrapper),
-        'prefix': weights.prefix, 'tensors': {
-            k: v.dtype.name for k, v in weights.tensors.items()
-            if not family.is_dropped(k)
+        'prefix': weights.prefix + family.under, 'tensors': {
+            k: v.dtype.name for k, v in family.pick(weights.tensors).items()
         },
     })
   where = ', '.join(map(str, inputs))
   other = guess(tensors)
-  if other is not None and other != name:
+  if other and families()[other].signature != family.signature:
     raise ValueError(f'{where}: not a {name!r} file; use --family={other}')
-  dropped += [k for k in tensors if family.is_dropped(k)]
-  tensors = {k: v for k, v in tensors.items() if not family.is_dropped(k)}
+  chosen = family.pick(tensors)
+  dropped += [k for k in tensors if k.removeprefix(family.under) not in chosen
+              or not k.startswith(family.under)]
+  tensors = chosen
   try:
     fields = family.infer(tensors, given) | given
     model = registry.get('models', family.model)(fields)
@@ -128,8 +131,14 @@ def plan(
             f'buffer {key!r} is not what the config makes; is one of '
             f'{sorted(given) or "its fields"} wrong?'
         )
+  for key, origin in family.tied.items():
+    if {key, origin} <= tensors.keys() and not np.array_equal(
+        np.asarray(tensors[key]), np.asarray(tensors[origin])
+    ):
+      problems.append(f'tensor {key!r} should repeat {origin!r}, but differs')
   weights = {
-      k: v for k, v in tensors.items() if k not in buffers and k not in kept
+      k: v for k, v in tensors.items()
+      if k not in buffers and k not in kept and k not in family.tied
   }
   leaves: dict[str, LazyArray] = {}
   try:
@@ -203,7 +212,7 @@ def run(context: Context) -> dict[str, Any]:
 def file_hashes(paths: Sequence[str | os.PathLike]) -> dict[str, str]:
   """SHA-256 of files, by their names."""
   digests = {}
-  for path in paths:
+  for path in readers.expand(paths):
     with open(path, 'rb') as file:
       digest = hashlib.file_digest(file, 'sha256').hexdigest()
     digests[pathlib.Path(path).name] = digest
@@ -282,11 +291,13 @@ def restore(
     extra |= readers.read(export / KEPT).tree
   made = {k: (shape, g.dtype) for g in groups for k, shape in g.shapes.items()}
   parts = record['parts'] if record else [{
-      'wrapper': family.wrapper, 'prefix': '', 'tensors': {
+      'wrapper': family.wrapper, 'prefix': family.under, 'tensors': {
           k: np.dtype(v[1] if k in made else v.dtype).name
           for k, v in (made | extra).items()
       },
   }]
+  groups = [_with_tied(group, family.tied) for group in groups]
+  made = {k: (shape, g.dtype) for g in groups for k, shape in g.shapes.items()}
   if len(parts) != len(outputs):
     raise ValueError(
         f'{export} was made from {len(parts)} file(s), but --output names '
@@ -298,6 +309,20 @@ def restore(
           part, pathlib.Path(output), groups, made, extra,
           lambda done, i=i: bar.update(i * len(groups) + done),
       )
+
+
+def _with_tied(group: table.Group, tied: Mapping[str, str]) -> table.Group:
+  """A group that also makes the tensors that repeat one of its own."""
+  names = {k: v for k, v in tied.items() if v in group.shapes}
+  if not names:
+    return group
+
+  def make() -> dict[str, np.ndarray]:
+    values = group.make()
+    return values | {k: values[v] for k, v in names.items()}
+
+  shapes = {k: group.shapes[v] for k, v in names.items()}
+  return table.Group({**group.shapes, **shapes}, group.dtype, make)
 
 
 def _restore_part(

@@ -28,8 +28,10 @@ from dd_jax import (
   sharding,
 )
 from dd_jax import config as config_lib
+from dd_jax.data import conditions as conditions_lib
 from dd_jax.data import pairs as pairs_lib
 from dd_jax.evals import baselines, judge, report
+from dd_jax.model import condition_of
 from dd_jax.stages import Context
 
 _PATH = 8  # images of an interpolation
@@ -56,6 +58,8 @@ class EvaluateConfig:
     skips: numbers of last scales that the skip-n rows leave out.
     samples: images per row.
     batch_size: images per program run, over all hosts.
+    captions: folder or 'stage:name' of captions, where those are what the
+      networks take; a caption's class is what the judge looks for.
   """
 
   teacher: str
@@ -69,6 +73,7 @@ class EvaluateConfig:
   skips: tuple[int, ...] = ()
   samples: int = 5000
   batch_size: int = 500
+  captions: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +87,8 @@ class Row:
 
 def _samplers(
     config: EvaluateConfig, models: Mapping[str, Any],
-    params: Mapping[str, Any], pairs: pairs_lib.PairSource, real: Any,
-    seed: int, mesh: Any,
+    params: Mapping[str, Any], pairs: pairs_lib.PairSource,
+    conditions: conditions_lib.Conditions, real: Any, seed: int, mesh: Any,
 ) -> tuple[list[Row], Callable[..., Any], dict[str, Callable[..., Any]]]:
   """Rows of the report, and the functions of noise among them for pictures."""
   teacher, student, vae = (models[n] for n in ('teacher', 'student', 'vae'))
@@ -97,39 +102,39 @@ def _samplers(
   noise_of = functools.partial(programs.fresh_noise, teacher, seed)
   keys_of = functools.partial(programs.fresh_keys, seed)
 
-  def by_lot(trees, ids, labels):
+  def by_lot(trees, ids, condition):
     return programs.teacher_images(
-        teacher, vae, trees[0], trees[2], labels,
+        teacher, vae, trees[0], trees[2], condition,
         lib.categorical(keys_of(ids)), settings,
     )
 
-  def by_flow(trees, noise, labels):
+  def by_flow(trees, noise, condition):
     choose = generate.flow_choose(
         noise, offsets, solver=made['solver'], steps=made['solver_steps']
     )
     return programs.teacher_images(
-        teacher, vae, trees[0], trees[2], labels, choose, settings
+        teacher, vae, trees[0], trees[2], condition, choose, settings
     )
 
-  def few_step(choice, trees, noise, labels):
+  def few_step(choice, trees, noise, condition):
     return programs.student_images(
-        student, vae, trees[1], trees[2], noise, labels,
+        student, vae, trees[1], trees[2], noise, condition,
         t_list=choice['t_list'], split=choice['split'],
     )
 
-  def involved(mask, trees, ids, labels):
+  def involved(options, trees, ids, condition):
     start, resume = config.involved
     split = next(iter(config.students.values()))['split']
     out = lib.teacher_involved(
         student, teacher, vae, trees[1], trees[0], trees[2], noise_of(ids),
-        labels, lib.categorical(keys_of(ids)), start=start, resume=resume,
-        split=split, prefill_mask=mask, **settings,
+        condition, lib.categorical(keys_of(ids)), start=start, resume=resume,
+        split=split, **options, **settings,
     )
     return lib.images_from_codes(vae, trees[2], out['codes'])
 
-  def skip(count, trees, ids, labels):
+  def skip(count, trees, ids, condition):
     return lib.skip_n(
-        teacher, vae, trees[0], trees[2], labels,
+        teacher, vae, trees[0], trees[2], condition,
         lib.categorical(keys_of(ids)), skip=count, **settings,
     )
 
@@ -138,7 +143,7 @@ def _samplers(
 
   def from_noise(fn):
     return program(
-        lambda trees, ids, labels: fn(trees, noise_of(ids), labels)
+        lambda trees, ids, condition: fn(trees, noise_of(ids), condition)
     )
 
   indices = pairs.take(np.arange(len(pairs)))
@@ -149,18 +154,21 @@ def _samplers(
   )
   rng = np.random.default_rng(seed)
 
-  def onestep_pooled(ids, labels):
+  def onestep_pooled(ids, batch):
+    del batch
     return decoder(trees[2], baselines.sample(rng, counts, len(ids)))
 
-  def onestep_class(ids, labels):
+  def onestep_class(ids, batch):
+    del ids
     return decoder(trees[2], baselines.sample_per_class(
-        rng, indices['indices'], indices['label'], labels,
-        teacher.config.vocab_size,
+        rng, indices['indices'], conditions.labels[indices['label']],
+        batch['label'], teacher.config.vocab_size,
     ))
 
-  def mixed_pixels(ids, labels):
+  def mixed_pixels(ids, batch):
+    del ids
     return baselines.mix_pixels(
-        rng, real.arrays['image'], real.arrays['label'], labels
+        rng, real.arrays['image'], real.arrays['label'], batch['label']
     )
 
   students = {
@@ -176,9 +184,9 @@ def _samplers(
   if config.involved:
     steps = lib.count_steps(*config.involved, scales)
     rows += [
-        Row(f'involved_{mask}', steps,
-            program(functools.partial(involved, mask)))
-        for mask in ('causal', 'full')
+        Row(f'involved_{name}', steps,
+            program(functools.partial(involved, options)))
+        for name, options in lib.INVOLVED.items()
     ]
   rows += [
       Row(f'skip_{n}', scales - n, program(functools.partial(skip, n)))
@@ -198,21 +206,22 @@ def _samplers(
 
 
 def _run_row(
-    row: Row, config: EvaluateConfig, num_classes: int
+    row: Row, config: EvaluateConfig, conditions: conditions_lib.Conditions
 ) -> tuple[np.ndarray, np.ndarray, float]:
   """Images (N, H, W, C), their labels, and seconds an image once compiled."""
   size = config.batch_size
   images, labels, seconds = [], [], []
   for start in range(0, config.samples, size):
     ids = np.arange(start, start + size, dtype=np.uint32)
-    labels.append((ids % num_classes).astype(np.int32))
+    batch = conditions.take(ids % len(conditions))
+    labels.append(batch['label'])
     began = time.monotonic()
-    images.append(np.asarray(row.sample(ids, labels[-1])))
+    images.append(np.asarray(row.sample(ids, batch)))
     seconds.append(time.monotonic() - began)
   # The first run compiles; where it is the only one, time another.
   if len(seconds) == 1:
     began = time.monotonic()
-    np.asarray(row.sample(ids, labels[-1]))
+    np.asarray(row.sample(ids, batch))
     seconds.append(time.monotonic() - began)
   keep = slice(config.samples)
   return (
@@ -229,23 +238,26 @@ def _slerp(a: np.ndarray, b: np.ndarray, count: int) -> np.ndarray:
 
 def _pictures(
     draw: Callable[..., Any], pictured: Mapping[str, Callable[..., Any]],
-    by_name: Mapping[str, np.ndarray], reference: Any, num_classes: int,
-    logs: Mapping[str, epath.Path],
+    by_name: Mapping[str, np.ndarray], reference: Any,
+    conditions: conditions_lib.Conditions, logs: Mapping[str, epath.Path],
 ) -> dict[str, Any]:
-  shown = min(num_classes, 10)
+  shown = min(len(conditions), 10)
   ids = np.arange(shown, dtype=np.uint32)
-  labels = (ids % num_classes).astype(np.int32)
+  batch = conditions.take(ids)
   noise = np.asarray(draw(ids))
-  same = {n: np.asarray(f(noise, labels)) for n, f in pictured.items()}
+  same = {
+      n: np.asarray(f(noise, condition_of(batch))) for n, f in pictured.items()
+  }
   real = reference.arrays
-  first = [int(np.argmax(real['label'] == c)) for c in labels]
+  first = [int(np.argmax(real['label'] == c)) for c in batch['label']]
   grids = {'samples.png': report.grid({'real': real['image'][first]} | same)}
   rows = {}
-  for c in labels[:4]:
+  for i in ids[:4]:
+    wanted = conditions.take(np.full(_PATH, i))
     path = _slerp(noise[0], noise[1], _PATH).astype(np.float32)
     for name in ('teacher', next(n for n in pictured if n != 'teacher')):
-      rows[f'{name} {c}'] = np.asarray(
-          pictured[name](path, np.full(_PATH, c, np.int32))
+      rows[f'{name} {wanted["label"][0]}'] = np.asarray(
+          pictured[name](path, condition_of(wanted))
       )
   grids['interpolation.png'] = report.grid(rows)
   grids['rows.png'] = report.grid(
@@ -294,7 +306,15 @@ def run(context: Context) -> dict[str, Any]:
       context.resolve, mesh, context.rules,
   )
   pairs = pairs_lib.PairSource(context.resolve(config.pairs))
-  num_classes = models['teacher'].config.num_classes
+  conditions = conditions_lib.of_network(
+      models['teacher'].config,
+      config.captions and context.resolve(config.captions),
+  )
+  if conditions.num_classes is None:
+    raise ValueError(
+        f'{context.name}: captions={config.captions}: the judge needs their '
+        'classes, give each prompt a label'
+    )
   features, logits = (
       functools.partial(
           jax.jit(models['judge'].fns[name]), params['judge']
@@ -311,12 +331,13 @@ def run(context: Context) -> dict[str, Any]:
       ) for split, source in real.items()
   })
   rows, draw, pictured = _samplers(
-      config, models, params, pairs, real['train'], context.seed, mesh
+      config, models, params, pairs, conditions, real['train'], context.seed,
+      mesh,
   )
   lines, images = [], {}
   with console.Progress(context.name, len(rows)) as bar:
     for row in rows:
-      images[row.name], labels, seconds = _run_row(row, config, num_classes)
+      images[row.name], labels, seconds = _run_row(row, config, conditions)
       scores = judge.score(
           images[row.name], labels, features, logits, reference
       )
@@ -337,7 +358,7 @@ def run(context: Context) -> dict[str, Any]:
             / 'metrics.jsonl').exists()
     }
     report.write(folder, result, _pictures(
-        draw, pictured, images, real['train'], num_classes, logs
+        draw, pictured, images, real['train'], conditions, logs
     ))
     for text in report.warnings(result):
       console.say(text)

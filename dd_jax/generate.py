@@ -21,10 +21,11 @@ import numpy as np
 
 from dd_jax import build, checkpoint, console, hooks, registry, sharding
 from dd_jax import config as config_lib
+from dd_jax.data import conditions as conditions_lib
 from dd_jax.data import pairs
 from dd_jax.flow import discrete
 from dd_jax.flow.noise import pair_noise
-from dd_jax.model import Model, Params
+from dd_jax.model import Model, Params, condition_of
 from dd_jax.stages import Context
 
 
@@ -35,16 +36,18 @@ class GenerateConfig:
   Attributes:
     teacher: export folder or 'stage:name'.
     vae: export folder or 'stage:name' of its tokenizer.
-    pairs: pairs in all; labels go round the classes.
+    pairs: pairs in all; labels go round the classes, or round the captions.
     shard_size: pairs a file; a kill loses at most one.
     batch_size: pairs a program run, over all hosts. Batches of one may differ
       from larger ones in the last bits, so at least 2 a device.
-    cfg: guidance at the last step of the teacher's ramp, 0 for none.
+    cfg: guidance, as the sampler of the teacher's family has it.
     top_k: codes kept, 0 for all.
     top_p: probability kept, 1 for all.
     solver: of the flow map; see `flow.discrete.flow_map`.
     solver_steps: steps of the solver.
     chunk: tokens that the flow map integrates at once, None for all.
+    captions: folder or 'stage:name' of captions, where those are what the
+      teacher takes; the label of a pair is then the number of its caption.
   """
 
   teacher: str
@@ -58,6 +61,7 @@ class GenerateConfig:
   solver: discrete.Solver = 'deis'
   solver_steps: int = 50
   chunk: int | None = None
+  captions: str | None = None
 
 
 def flow_choose(
@@ -95,18 +99,19 @@ def flow_choose(
 def make_program(
     config: GenerateConfig, teacher: Model, vae: Model, mesh: Any
 ) -> Callable[..., jax.Array]:
-  """A jitted `(teacher_params, vae_params, seed_B, id_B, label_B)` -> codes.
+  """A jitted `(teacher_params, vae_params, rows)` -> codes.
 
-  Returns indices (B, L) int32, whole on every host.
+  Rows are `seed` and `id` of pairs and what `conditions` give for them; codes
+  are indices (B, L) int32, whole on every host.
   """
   sampler = registry.get('samplers', teacher.family)
   offsets = teacher.config.offsets
   shape = (offsets[-1], teacher.config.code_dim)
 
-  def program(teacher_params: Params, vae_params: Params, seed, ids, labels):
-    noise = pair_noise(seed, ids, shape)
+  def program(teacher_params: Params, vae_params: Params, rows):
+    noise = pair_noise(rows['seed'], rows['id'], shape)
     return sampler.rollout(
-        teacher, vae, teacher_params, vae_params, labels,
+        teacher, vae, teacher_params, vae_params, condition_of(rows),
         flow_choose(noise, offsets, solver=config.solver,
                     steps=config.solver_steps, chunk=config.chunk),
         cfg=config.cfg, top_k=config.top_k, top_p=config.top_p,
@@ -138,14 +143,19 @@ def run(context: Context) -> dict[str, Any]:
       context.rules,
   )
   teacher = models['teacher'].config
+  captions = config.captions and context.resolve(config.captions)
+  conditions = conditions_lib.of_network(teacher, captions)
+  made_of = {
+      name: checkpoint.describe(context.resolve(ref))['hash']
+      for name, ref in (('teacher', config.teacher), ('vae', config.vae))
+  }
+  if captions:
+    made_of['captions'] = conditions.manifest.sha256
   manifest = pairs.Manifest(
       pairs=config.pairs, shard_size=config.shard_size,
       length=teacher.offsets[-1], vocab_size=teacher.vocab_size,
-      num_classes=teacher.num_classes,
-      provenance={
-          'teacher': checkpoint.describe(
-              context.resolve(config.teacher))['hash'],
-          'vae': checkpoint.describe(context.resolve(config.vae))['hash'],
+      num_classes=len(conditions),
+      provenance=made_of | {
           'seed': context.seed, 'cfg': config.cfg, 'top_k': config.top_k,
           'top_p': config.top_p, 'solver': config.solver,
           'solver_steps': config.solver_steps,
@@ -171,18 +181,15 @@ def run(context: Context) -> dict[str, Any]:
       # The last shard may be short: its last batch is filled up and cut.
       padded = np.resize(ids, -(-len(ids) // config.batch_size)
                          * config.batch_size)
-      labels = (padded % teacher.num_classes).astype(np.int32)
+      labels = (padded % len(conditions)).astype(np.int32)
       chunks = []
       for start in range(0, len(padded), config.batch_size):
         rows = slice(start, start + config.batch_size)
         batch = sharding.place_rows({
             'seed': np.full(config.batch_size, context.seed, np.uint32),
-            'id': padded[rows], 'label': labels[rows],
+            'id': padded[rows], **conditions.take(labels[rows]),
         }, mesh)
-        chunks.append(program(
-            params['teacher'], params['vae'], batch['seed'], batch['id'],
-            batch['label'],
-        ))
+        chunks.append(program(params['teacher'], params['vae'], batch))
         throttle.add(chunks[-1])
       indices = np.concatenate([np.asarray(c) for c in chunks])[:len(ids)]
       if jax.process_index() == 0:

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from dd_jax.adapter import Adapter
-from dd_jax.model import Model, Params
+from dd_jax.model import Model, Params, condition_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,6 +64,11 @@ class Inputs(NamedTuple):
   keys: jax.Array
   clocks: Mapping[str, jax.Array]
   shared: Mapping[str, Any]
+
+  @property
+  def condition(self) -> Any:
+    """What the networks of a teacher's family take besides tokens."""
+    return condition_of(self.batch)
 
 
 class Output(NamedTuple):

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import contextvars
 import dataclasses
 from typing import Any
 
@@ -12,6 +14,38 @@ import jax
 
 Params = Mapping[str, Any]  # nested dict of arrays, never a Flax object
 Axes = Mapping[str, Any]  # same structure, leaves: tuple[str | None, ...]
+
+_PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+    'platform', default=None
+)
+
+
+def platform() -> str:
+  """What programs are traced for: 'cpu', 'gpu' or 'tpu'.
+
+  That of this process, except within `for_platform`.
+  """
+  return _PLATFORM.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def for_platform(name: str) -> Iterator[None]:
+  """Traces programs as they will be on another machine."""
+  token = _PLATFORM.set(name)
+  try:
+    yield
+  finally:
+    _PLATFORM.reset(token)
+
+
+def condition_of(batch: Mapping[str, Any]) -> Any:
+  """What a batch asks networks for: its captions, or else its labels.
+
+  Captions are a dict of `features` (B, T, F) and `mask` (B, T).
+  """
+  if 'features' in batch:
+    return {name: batch[name] for name in ('features', 'mask')}
+  return batch['label']
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

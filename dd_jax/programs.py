@@ -1,6 +1,6 @@
 # Copyright 2026 The dd_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling programs that stages share: ids and labels to images."""
+"""Sampling programs that stages share: ids and conditions to images."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 
 from dd_jax import registry, sharding
 from dd_jax.flow.noise import pair_noise
-from dd_jax.model import Model, Params
+from dd_jax.model import Model, Params, condition_of
 
 _FRESH = 1 << 20  # added to seeds: evaluation noise is never training noise
 
-# (ids (B,), labels (B,)) -> images (B, H, W, C) in [-1, 1].
-Sampler = Callable[[np.ndarray, np.ndarray], Any]
+# (ids (B,), rows of conditions and labels) -> images (B, H, W, C) in [-1, 1].
+Sampler = Callable[[np.ndarray, Mapping[str, np.ndarray]], Any]
 
 
 def fresh_noise(model: Model, seed: int, ids: jax.Array) -> jax.Array:
@@ -45,35 +45,35 @@ def decode(
 
 def teacher_images(
     teacher: Model, vae: Model, params: Params, vae_params: Params,
-    labels: jax.Array, choose: Callable[..., jax.Array],
+    condition: Any, choose: Callable[..., jax.Array],
     settings: Mapping[str, Any],
 ) -> jax.Array:
   """Images of a rollout; `settings` are its cfg, top_k and top_p."""
   lib = registry.get('samplers', teacher.family)
   return decode(teacher.family, vae, vae_params, lib.rollout(
-      teacher, vae, params, vae_params, labels, choose, **settings,
+      teacher, vae, params, vae_params, condition, choose, **settings,
   ))
 
 
 def student_images(
     student: Model, vae: Model, params: Params, vae_params: Params,
-    noise: jax.Array, labels: jax.Array, *, t_list: Sequence[int], split: int,
+    noise: jax.Array, condition: Any, *, t_list: Sequence[int], split: int,
 ) -> jax.Array:
   """Images of a student in `len(t_list)` steps; see `few_step`."""
   lib = registry.get('samplers', student.family)
   out = lib.few_step(
-      student, vae, params, vae_params, noise, labels, t_list=tuple(t_list),
-      split=split,
+      student, vae, params, vae_params, noise, condition,
+      t_list=tuple(t_list), split=split,
   )
   return lib.images_from_codes(vae, vae_params, out['codes'])
 
 
 def on_rows(fn: Callable[..., jax.Array], trees: Any, mesh: Any) -> Sampler:
-  """Runs a pure `fn(trees, ids, labels)` on rows that every host knows."""
+  """Runs a pure `fn(trees, ids, condition)` on rows that every host knows."""
   jitted = jax.jit(fn, out_shardings=sharding.replicated(mesh))
 
-  def sample(ids: np.ndarray, labels: np.ndarray) -> jax.Array:
-    rows = sharding.place_rows({'id': ids, 'label': labels}, mesh)
-    return jitted(trees, rows['id'], rows['label'])
+  def sample(ids: np.ndarray, batch: Mapping[str, np.ndarray]) -> jax.Array:
+    rows = sharding.place_rows({'id': ids, **batch}, mesh)
+    return jitted(trees, rows['id'], condition_of(rows))
 
   return sample

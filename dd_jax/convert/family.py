@@ -34,6 +34,10 @@ class Family:
       need: they stay beside it and go back with it.
     dropped: templates of tensors that have no part in the network. Caches are
       dropped in every family.
+    tied: names of tensors that a file may repeat, and the names of those whose
+      values they have; they are compared, and go back where they were.
+    under: what stands before the names of this network in a file of several;
+      `signature` are full names, and the other networks are left out.
   """
 
   model: str
@@ -44,9 +48,19 @@ class Family:
   buffers: Callable[[Any], dict[str, np.ndarray]] = lambda config: {}
   kept: tuple[str, ...] = ()
   dropped: tuple[str, ...] = ()
+  tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  under: str = ''
 
   def fits(self, names: Iterable[str]) -> bool:
     return set(self.signature) <= set(names)
+
+  def pick(self, tensors: Tensors) -> dict[str, Any]:
+    """What belongs to this network, by its names without `under`."""
+    names = {k: k.removeprefix(self.under) for k in tensors}
+    return {
+        name: tensors[k] for k, name in names.items()
+        if k.startswith(self.under) and not self.is_dropped(name)
+    }
 
   def is_kept(self, name: str) -> bool:
     return table.matches(self.kept, name)

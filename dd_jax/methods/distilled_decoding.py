@@ -100,7 +100,7 @@ class DistilledDecoding(Method):
     position = jnp.arange(codes.shape[1])[None]
     given = position < offset[:, None]
     x = jnp.where(given[..., None], codes, shared['noise'])
-    out = model.apply(params, x, inputs.batch['label'], offset)
+    out = model.apply(params, x, inputs.condition, offset)
     targets = inputs.batch['indices']
     ce = losses.masked_mean(
         losses.cross_entropy(out['logits'], targets), ~given
