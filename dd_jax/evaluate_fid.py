@@ -32,29 +32,30 @@ from dd_jax import (
 )
 from dd_jax import config as config_lib
 from dd_jax.convert import readers
+from dd_jax.data import conditions as conditions_lib
 from dd_jax.data import images as images_lib
 from dd_jax.data import sources
 from dd_jax.evals import adm, fid
-from dd_jax.model import Model, Params
+from dd_jax.model import Model, Params, condition_of
 from dd_jax.stages import Context
 
+_SAMPLED = ('student', 'vae')
 _ORDER_SEED = 20260101  # of the files of a folder; fixed for good
 # Of statistics in .pth files: DD1's release, and the names in .npz files.
 _PTH_NAMES = (('m', 's'), ('mu', 'sigma'))
 
 
-@dataclasses.dataclass(frozen=True)
-class FidConfig:
-  """A stage of kind 'fid': the protocol of PyTorch-FID.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplesConfig:
+  """What a stage samples, and how.
 
   Attributes:
     student: export folder or 'stage:name' of what is sampled; a teacher may
       stand here.
     vae: export folder or 'stage:name' of its tokenizer.
-    inception: export folder of the Inception network.
-    reference: .npz or .pth of statistics, or a folder of images, which are cut
-      to the size of the samples.
-    samples: images; figures of another number than 50,000 are no FID-50k.
+    captions: folder or 'stage:name' of captions, where those are what it takes
+      instead of classes.
+    samples: images.
     batch_size: images per program run, over all hosts.
     t_list: of a student, scales that are data when each of its steps begins;
       empty for a teacher.
@@ -62,34 +63,13 @@ class FidConfig:
     cfg: guidance of a teacher.
     top_k: codes that a teacher draws from, 0 for all.
     top_p: probability that a teacher draws from, 1 for all.
-    labels: 'random' draws classes by the stage's seed, 'balanced' goes round.
-    manifold: features that precision and recall are computed from, at most.
+    labels: 'random' draws classes, or captions, by the stage's seed,
+      'balanced' goes round.
   """
 
   student: str
   vae: str
-  inception: str
-  reference: str
-  samples: int = fid.SAMPLES
-  batch_size: int = 100
-  t_list: tuple[int, ...] = ()
-  split: int = 0
-  cfg: float = 0.0
-  top_k: int = 0
-  top_p: float = 1.0
-  labels: str = 'random'
-  manifold: int = fid.MANIFOLD
-
-
-@dataclasses.dataclass(frozen=True)
-class AdmConfig:
-  """A stage of kind 'adm_npz': samples for the evaluator of ADM, no figures.
-
-  Fields are those of `FidConfig`.
-  """
-
-  student: str
-  vae: str
+  captions: str | None = None
   samples: int = fid.SAMPLES
   batch_size: int = 100
   t_list: tuple[int, ...] = ()
@@ -98,6 +78,31 @@ class AdmConfig:
   top_k: int = 0
   top_p: float = 1.0
   labels: str = 'balanced'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FidConfig(SamplesConfig):
+  """A stage of kind 'fid': the protocol of PyTorch-FID.
+
+  Figures of another number of samples than 50,000 are no FID-50k.
+
+  Attributes:
+    inception: export folder of the Inception network.
+    reference: .npz or .pth of statistics, or a folder of images, which are cut
+      to the size of the samples.
+    labels: see `SamplesConfig`.
+    manifold: features that precision and recall are computed from, at most.
+  """
+
+  inception: str
+  reference: str
+  labels: str = 'random'
+  manifold: int = fid.MANIFOLD
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdmConfig(SamplesConfig):
+  """A stage of kind 'adm_npz': samples for the evaluator of ADM, no figures."""
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -112,8 +117,7 @@ def run(context: Context) -> dict[str, Any]:
   """
   config = config_lib.make(FidConfig, context.config, context.name)
   began = time.monotonic()
-  names = ('student', 'vae', 'inception')
-  models, params = _load(context, config, names)
+  models, params, conditions = load(context, config, ('inception',))
   inception = on_mesh(models['inception'], params['inception'], context.mesh)
   file = context.resolve(config.reference)
   if file.is_dir():
@@ -127,26 +131,25 @@ def run(context: Context) -> dict[str, Any]:
     reference = load_reference(file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
   made_with = reference.meta.get('inception')
-  hashes = {
-      name: checkpoint.describe(context.resolve(getattr(config, name)))['hash']
-      for name in names
-  }
+  hashes = hashes_of(context, config, conditions, ('inception',))
   if made_with not in (None, hashes['inception']):
     raise ValueError(
         f'{file} was made with another Inception export ({made_with[:16]}) '
         f'than {config.inception} ({hashes["inception"][:16]})'
     )
   seen = hashlib.sha256()
+  batches = samples(
+      context, config, models, params, conditions, fid.to_uint8, seen
+  )
   figures = fid.evaluate(
-      _samples(context, config, models, params, fid.to_uint8, seen),
-      inception, reference, batch_size=config.batch_size,
-      keep=config.manifold,
+      (pixels for pixels, _ in batches), inception, reference,
+      batch_size=config.batch_size, keep=config.manifold,
   )
   row = {
       'protocol': fid.PROTOCOL,
       **figures,
       'seed': context.seed,
-      'settings': _plain(config),
+      'settings': plain(config),
       'inception_config': dataclasses.asdict(models['inception'].config),
       'reference': dict(reference.meta),
       'hashes': {
@@ -155,7 +158,7 @@ def run(context: Context) -> dict[str, Any]:
       'environment': environment(),
   }
   if jax.process_index() == 0:
-    _write_json(context.directory / 'report' / 'fid.json', row)
+    write_json(context.directory / 'report' / 'fid.json', row)
     shown = [(k, '-' if v is None else v) for k, v in figures.items()]
     console.table('PyTorch-FID protocol', ('figure', 'value'), shown)
     if config.samples != fid.SAMPLES:
@@ -165,7 +168,7 @@ def run(context: Context) -> dict[str, Any]:
       )
     console.say(f'{context.name}: {time.monotonic() - began:.0f} s, '
                 f'{context.directory / "report" / "fid.json"}')
-  return {'artefact': 'report', 'hashes': {'row': _digest(row)}}
+  return {'artefact': 'report', 'hashes': {'row': digest_of(row)}}
 
 
 def run_adm(context: Context) -> dict[str, Any]:
@@ -179,14 +182,16 @@ def run_adm(context: Context) -> dict[str, Any]:
     Preempted: SIGTERM came; nothing is kept.
   """
   config = config_lib.make(AdmConfig, context.config, context.name)
-  models, params = _load(context, config, ('student', 'vae'))
+  models, params, conditions = load(context, config)
   size = models['vae'].config.image_size
   folder = context.directory / 'report'
   seen = hashlib.sha256()
-  batches = _samples(context, config, models, params, adm.to_uint8, seen)
+  batches = samples(
+      context, config, models, params, conditions, adm.to_uint8, seen
+  )
   if jax.process_index() == 0:
     folder.mkdir(parents=True, exist_ok=True)
-    rgb = (np.broadcast_to(b, (*b.shape[:3], 3)) for b in batches)
+    rgb = (np.broadcast_to(b, (*b.shape[:3], 3)) for b, _ in batches)
     adm.write_npz(
         folder / 'samples.npz', rgb, (config.samples, size, size, 3)
     )
@@ -196,34 +201,37 @@ def run_adm(context: Context) -> dict[str, Any]:
   row = {
       'protocol': adm.PROTOCOL,
       'seed': context.seed,
-      'settings': _plain(config),
+      'settings': plain(config),
       'hashes': {
-          **{name: checkpoint.describe(
-              context.resolve(getattr(config, name)))['hash']
-             for name in ('student', 'vae')},
+          **hashes_of(context, config, conditions),
           'samples': seen.hexdigest(),
       },
       'environment': environment(),
   }
   if jax.process_index() == 0:
-    _write_json(folder / 'adm.json', row)
+    write_json(folder / 'adm.json', row)
     console.say(f'{context.name}: {folder / "samples.npz"} is for the '
                 'evaluator of ADM; figures of the kind fid are another '
                 'protocol')
-  return {'artefact': 'report', 'hashes': {'row': _digest(row)}}
+  return {'artefact': 'report', 'hashes': {'row': digest_of(row)}}
+
+
+def make_inception(inception: Model, mesh: Any) -> Any:
+  """A jitted `(params, pixels uint8)` -> features and scores, whole."""
+
+  def apply(params: Params, pixels: jax.Array) -> Any:
+    images = pixels.astype(np.float32) / 127.5 - 1.0
+    return inception.fns['features_and_scores'](params, images)
+
+  return jax.jit(apply, out_shardings=sharding.replicated(mesh))
 
 
 def on_mesh(
     inception: Model, params: Params, mesh: Any
 ) -> fid.Inception:
   """The network on uint8 images, split over the mesh, results whole."""
-
-  def apply(params: Params, pixels: jax.Array) -> Any:
-    images = pixels.astype(np.float32) / 127.5 - 1.0
-    return inception.fns['features_and_scores'](params, images)
-
-  jitted = jax.jit(apply, out_shardings=sharding.replicated(mesh))
-  return lambda pixels: jitted(
+  program = make_inception(inception, mesh)
+  return lambda pixels: program(
       params, sharding.place_rows({'image': pixels}, mesh)['image']
   )
 
@@ -322,7 +330,7 @@ def measure_folder(
       'image_size': image_size or shape[0],
       'resized': image_size is not None,
       'features': len(seen.features),
-      'images_sha256': _digest(digests),
+      'images_sha256': digest_of(digests),
       'environment': environment(),
   })
 
@@ -336,83 +344,142 @@ def environment() -> dict[str, Any]:
   }
 
 
-def _load(
-    context: Context, config: FidConfig | AdmConfig, names: tuple[str, ...]
-) -> tuple[dict[str, Model], dict[str, Params]]:
-  sharding.check_batch(config.batch_size, context.mesh)
-  if config.labels not in ('random', 'balanced'):
-    raise ValueError(f"{context.name}: labels={config.labels!r}: expected "
-                     "'random' or 'balanced'")
+def load(
+    context: Context, config: SamplesConfig, judges: tuple[str, ...] = ()
+) -> tuple[dict[str, Model], dict[str, Params], conditions_lib.Conditions]:
+  """What is sampled, its tokenizer, networks that judge, and the conditions."""
   # Settings are checked before gigabytes are read.
   meta = checkpoint.describe(context.resolve(config.student))
-  registry.find('samplers', meta['family'])
-  is_teacher = _is_teacher(registry.get('models', meta['family'])(
-      meta['config']
-  ))
+  student = registry.get('models', meta['family'])(meta['config'])
+  check(config, student, context.name, context.mesh)
+  conditions = conditions_lib.of_network(
+      student.config, config.captions and context.resolve(config.captions)
+  )
+  models, params = build.load_frozen(
+      {n: getattr(config, n) for n in (*_SAMPLED, *judges)}, context.resolve,
+      context.mesh, context.rules,
+  )
+  return models, params, conditions
+
+
+def hashes_of(
+    context: Context, config: SamplesConfig,
+    conditions: conditions_lib.Conditions, judges: tuple[str, ...] = (),
+) -> dict[str, str]:
+  """Hashes of all that `load` gives."""
+  found = {
+      name: checkpoint.describe(context.resolve(getattr(config, name)))['hash']
+      for name in (*_SAMPLED, *judges)
+  }
+  if config.captions:
+    found['captions'] = conditions.manifest.sha256
+  return found
+
+
+def check(
+    config: SamplesConfig, student: Model, name: str, mesh: Any
+) -> None:
+  """Raises ValueError where settings do not fit the network or the mesh."""
+  sharding.check_batch(config.batch_size, mesh)
+  if config.labels not in ('random', 'balanced'):
+    raise ValueError(f"{name}: labels={config.labels!r}: expected "
+                     "'random' or 'balanced'")
+  registry.find('samplers', student.family)
+  is_teacher = _is_teacher(student)
   if is_teacher and config.t_list:
-    raise ValueError(f'{context.name}: {config.student} is a teacher; leave '
+    raise ValueError(f'{name}: {config.student} is a teacher; leave '
                      't_list out')
   if not is_teacher and not config.t_list:
-    raise ValueError(f'{context.name}: {config.student} is a student and '
+    raise ValueError(f'{name}: {config.student} is a student and '
                      'needs t_list and split')
   if not is_teacher and (
       (config.cfg, config.top_k, config.top_p) != (0.0, 0, 1.0)
   ):
-    raise ValueError(f'{context.name}: cfg, top_k and top_p are of a teacher; '
+    raise ValueError(f'{name}: cfg, top_k and top_p are of a teacher; '
                      'a student has taken in those of its pairs')
-  return build.load_frozen(
-      {n: getattr(config, n) for n in names}, context.resolve, context.mesh,
-      context.rules,
-  )
 
 
 def _is_teacher(model: Model) -> bool:
   return 'step' in model.fns
 
 
-def _samples(
-    context: Context, config: FidConfig | AdmConfig,
-    models: Mapping[str, Model], params: Mapping[str, Params],
-    to_uint8: Callable[[np.ndarray], np.ndarray], seen: Any,
-) -> Iterator[np.ndarray]:
-  """Yields 8-bit batches, the same on every host, and hashes them."""
-  model, vae = models['student'], models['vae']
-  num_classes = model.config.num_classes
+def make_program(
+    config: SamplesConfig, model: Model, vae: Model, seed: int, mesh: Any,
+) -> Callable[..., jax.Array]:
+  """A jitted `(params, vae_params, rows)` -> images.
 
-  def images(trees: Any, ids: jax.Array, labels: jax.Array) -> jax.Array:
+  Rows are `id` of images and what `conditions` give for them. Returns images
+  (B, H, W, C) in [-1, 1], whole on every host.
+  """
+
+  def images(
+      params: Params, vae_params: Params, rows: Mapping[str, jax.Array]
+  ) -> jax.Array:
+    ids, condition = rows['id'], condition_of(rows)
     if _is_teacher(model):
       lib = registry.get('samplers', model.family)
       return programs.teacher_images(
-          model, vae, *trees, labels,
-          lib.categorical(programs.fresh_keys(context.seed, ids)),
+          model, vae, params, vae_params, condition,
+          lib.categorical(programs.fresh_keys(seed, ids)),
           {'cfg': config.cfg, 'top_k': config.top_k, 'top_p': config.top_p},
       )
     return programs.student_images(
-        model, vae, *trees, programs.fresh_noise(model, context.seed, ids),
-        labels, t_list=config.t_list, split=config.split,
+        model, vae, params, vae_params,
+        programs.fresh_noise(model, seed, ids), condition,
+        t_list=config.t_list, split=config.split,
     )
 
-  sample = programs.on_rows(
-      images, (params['student'], params['vae']), context.mesh
+  return jax.jit(images, out_shardings=sharding.replicated(mesh))
+
+
+def samples(
+    context: Context, config: SamplesConfig, models: Mapping[str, Model],
+    params: Mapping[str, Params], conditions: conditions_lib.Conditions,
+    to_uint8: Callable[[np.ndarray], np.ndarray], seen: Any,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Images in batches, the same on every host.
+
+  Args:
+    context: of the stage.
+    config: of the stage.
+    models: see `load`.
+    params: see `load`.
+    conditions: see `load`.
+    to_uint8: images in [-1, 1] to 8 bits.
+    seen: hash that is updated with all images.
+
+  Yields:
+    Pixels (n, H, W, C) uint8 and the numbers (n,) of their conditions.
+
+  Raises:
+    Preempted: SIGTERM came.
+  """
+  program = make_program(
+      config, models['student'], models['vae'], context.seed, context.mesh
   )
   size = config.batch_size
   # The last batch is filled up and cut.
   total = -(-config.samples // size) * size
   ids = np.arange(total, dtype=np.uint32)
-  labels = (ids % num_classes).astype(np.int32)
+  numbers = ids
   if config.labels == 'random':
-    bits = np.random.Philox([context.seed]).random_raw(total)
-    labels = (bits % num_classes).astype(np.int32)
+    numbers = np.random.Philox([context.seed]).random_raw(total)
+  numbers = (numbers % len(conditions)).astype(np.int32)
   with console.Progress(context.name, config.samples) as bar:
     for start in range(0, total, size):
       hooks.raise_if_preempted(
           start, f'{context.name}: stopped by a signal after {start} images'
       )
-      rows = slice(start, start + size)
-      pixels = to_uint8(np.asarray(sample(ids[rows], labels[rows])))
+      part = slice(start, start + size)
+      rows = sharding.place_rows(
+          {'id': ids[part], **conditions.take(numbers[part])}, context.mesh
+      )
+      pixels = to_uint8(np.asarray(
+          program(params['student'], params['vae'], rows)
+      ))
       pixels = pixels[:config.samples - start]
       seen.update(pixels.tobytes())
-      yield pixels
+      yield pixels, numbers[part][:len(pixels)]
       bar.update(start + len(pixels))
 
 
@@ -426,15 +493,15 @@ def _walk(folder: epath.Path) -> Iterator[epath.Path]:
       yield path
 
 
-def _plain(config: Any) -> dict[str, Any]:
+def plain(config: Any) -> dict[str, Any]:
   return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def _digest(value: Any) -> str:
+def digest_of(value: Any) -> str:
   return hashlib.sha256(config_lib.canonical_json(value).encode()).hexdigest()
 
 
-def _write_json(file: epath.Path, value: Mapping[str, Any]) -> None:
+def write_json(file: epath.Path, value: Mapping[str, Any]) -> None:
   file.parent.mkdir(parents=True, exist_ok=True)
   temporary = file.with_name(f'{file.name}.tmp')
   temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + '\n')

@@ -34,6 +34,30 @@ RELEASES: Mapping[str, str] = {
     'vgg.pth':
         'richzhang/PerceptualSimilarity on GitHub, folder lpips/weights/v0.1',
 }
+_SIDES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+_SIDES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+
+
+def _transformer(depth: int, **fields: Any) -> dict[str, Any]:
+  return {
+      'num_classes': 1000, 'depth': depth, 'width': 64 * depth, 'heads': depth,
+      'patch_nums': _SIDES_256, 'vocab_size': 4096, 'code_dim': 32, **fields,
+  }
+
+
+# Fields of the networks' configs by file, as the converter reads them from the
+# tensors: a run can be planned before its files are there.
+SIZES: Mapping[str, Mapping[str, Any]] = {
+    **{f'var_d{depth}.pth': _transformer(depth) for depth in (16, 20, 24, 30)},
+    'var_d36.pth': _transformer(36, patch_nums=_SIDES_512, shared_aln=True),
+    **{f'var-d{depth}.pth': _transformer(depth) for depth in (16, 20, 24)},
+    'vae_ch160v4096z32.pth': {
+        'ch': 160, 'ch_mult': (1, 1, 2, 2, 4), 'z_channels': 32,
+        'vocab_size': 4096, 'patch_nums': _SIDES_256,
+    },
+    'pt_inception-2015-12-05-6726825d.pth': {},
+    'vgg.pth': {},
+}
 _OWN = 'you: no release that is known here has this name'
 _STATISTICS = (
     'your images, by python -m dd_jax.tools.reference_stats --output={}'
@@ -75,6 +99,25 @@ class _Stage(Protocol):
   name: str
   kind: str
   config: Mapping[str, Any]
+
+
+def known_fields(config: ConvertConfig) -> dict[str, Any] | None:
+  """Fields of the network's config, known without the files.
+
+  Those of the stage's config stand before those of its released files. None
+  where neither tells anything.
+  """
+  names = {os.path.basename(path) for path in config.paths} & SIZES.keys()
+  if not names and not config.config:
+    return None
+  fields = {k: v for name in names for k, v in SIZES[name].items()}
+  fields |= config.config
+  if {'ch_mult', 'patch_nums'} <= fields.keys():
+    levels = len(fields['ch_mult'])
+    fields.setdefault(
+        'image_size', fields['patch_nums'][-1] * 2 ** (levels - 1)
+    )
+  return fields
 
 
 def check(stages: Sequence[_Stage]) -> None:

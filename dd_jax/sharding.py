@@ -71,10 +71,16 @@ def make_mesh(
         f'mesh={dict(sizes)} needs {math.prod(shape)} devices, there are '
         f'{len(devices)}; set one axis to -1'
     )
-  return jax.make_mesh(
-      tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES),
-      devices=devices,
-  )
+  try:
+    return jax.make_mesh(
+        tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES),
+        devices=devices,
+    )
+  except NotImplementedError as e:  # a torus that cannot be cut like this
+    raise ValueError(
+        f'mesh={dict(sizes)}: the chips are wired otherwise ({e}); every axis '
+        'must be a product of sides of the slice'
+    ) from e
 
 
 def _spec(

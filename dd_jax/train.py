@@ -76,8 +76,8 @@ class Programs:
     self._mesh = mesh
     self.compiled: dict[Any, Any] = {}
 
-  def lower(self, updates: Any, state: Any, frozen: Any, batch: Any) -> Any:
-    """The program of a tuple of updates, lowered for the given shapes."""
+  def trace(self, updates: Any, state: Any, frozen: Any, batch: Any) -> Any:
+    """The program of a tuple of updates, traced for the given shapes."""
     step = functools.partial(
         train_step, self._method, updates, self._micro_batches, self._unroll
     )
@@ -85,14 +85,14 @@ class Programs:
     return jax.jit(
         step, donate_argnums=0,
         out_shardings=(shardings, sharding.replicated(self._mesh)),
-    ).lower(state, frozen, batch)
+    ).trace(state, frozen, batch)
 
   def __call__(self, updates: Any, state: Any, frozen: Any, batch: Any) -> Any:
     if updates not in self.compiled:
       began = time.monotonic()
-      self.compiled[updates] = self.lower(
+      self.compiled[updates] = self.trace(
           updates, state, frozen, batch
-      ).compile()
+      ).lower().compile()
       logging.info(
           'compiled %s in %.1f s', [u.name for u in updates],
           time.monotonic() - began,
@@ -117,6 +117,11 @@ def fresh_state(
   return abstract, jax.jit(make, out_shardings=shardings)
 
 
+def make_evaluation(method: Method, updates: Any) -> Any:
+  """A jitted `(state, frozen, batch)` -> metrics of the losses."""
+  return jax.jit(functools.partial(eval_step, method, updates))
+
+
 def evaluate_losses(
     method: Method, state: TrainState, frozen: Mapping[str, Params],
     source: Any, config: TrainConfig, mesh: Mesh, programs: dict[Any, Any],
@@ -124,9 +129,7 @@ def evaluate_losses(
   """Losses of the current updates on the first held-out batches."""
   updates = method.updates(int(state.step))
   if updates not in programs:
-    programs[updates] = jax.jit(
-        functools.partial(eval_step, method, updates)
-    )
+    programs[updates] = make_evaluation(method, updates)
   iterator = pipeline.make_iterator(
       source, batch_size=config.batch_size, seed=0, shuffle=False,
       process_index=jax.process_index(), process_count=jax.process_count(),

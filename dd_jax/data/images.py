@@ -253,6 +253,15 @@ class JsonlSource(ImageSource):
     )
 
 
+def describe_records(
+    *, size: int, channels: int = 3, **_: Any
+) -> dict[str, tuple[tuple[int, ...], Any]]:
+  """Shape and type of each field of a source of images, by its arguments."""
+  return {
+      'image': ((size, size, channels), np.float32), 'label': ((), np.int32),
+  }
+
+
 def read(file: Any, name: str) -> Image.Image:
   """The image in a file, decoded.
 

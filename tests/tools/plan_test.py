@@ -1,0 +1,324 @@
+# Copyright 2026 The dd_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The planner: what it reads, counts and refuses."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+import toy_method
+
+from dd_jax import (
+  build,
+  checkpoint,
+  hlo,
+  model,
+  plan,
+  registry,
+  released,
+  roofline,
+  sharding,
+  stages,
+)
+from dd_jax.models import layers
+from dd_jax.tools import plan as tool
+
+FILE = pathlib.Path(__file__).parents[2] / 'configs' / 'dd_var.py'
+
+
+def load(arg):
+  spec = importlib.util.spec_from_file_location('dd_var_config', FILE)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return json.loads(json.dumps(module.get_config(arg).to_dict()))
+
+
+def test_parse_topology():
+  assert plan.parse_topology('v5e:4x4') == ('v5e', (4, 4))
+  assert plan.parse_topology('v5p:2x2x4') == ('v5p', (2, 2, 4))
+  assert plan.parse_topology('cpu:8') == ('cpu', (8,))
+  for wrong in ('v5e', 'v9:2x2', 'v5e:4x', 'v5e:0x4', '4x4'):
+    with pytest.raises(ValueError, match='topology'):
+      plan.parse_topology(wrong)
+
+
+def test_parse_mesh():
+  assert plan.parse_mesh('data:2,fsdp:8') == {'data': 2, 'fsdp': 8}
+  assert plan.parse_mesh('data:-1') == {'data': -1}
+  for wrong in ('data', 'data=2', 'data:2,data:4', ''):
+    with pytest.raises(ValueError, match='mesh'):
+      plan.parse_mesh(wrong)
+
+
+def test_roofline():
+  chip = roofline.Chip(
+      peak_flops=100.0, hbm_bytes=1, hbm_bandwidth=10.0, link_bandwidth=2.0
+  )
+  guess = roofline.estimate(chip, flops=200, hbm_bytes=50, sent_bytes=1)
+  assert (guess.compute, guess.memory, guess.collectives) == (2.0, 5.0, 0.5)
+  assert guess.seconds == 5.5 and guess.bound == 'memory'
+  assert roofline.utilisation(chip, 1100, guess.seconds, 4) == 0.5
+
+
+def compiled(fn, *args):
+  return hlo.parse(jax.jit(fn).lower(*args).compile().as_text())
+
+
+def on(mesh, shape, *spec):
+  return jax.ShapeDtypeStruct(
+      shape, jnp.float32,
+      sharding=jax.NamedSharding(mesh, jax.P(*spec)),
+  )
+
+
+def test_collectives_of_a_compiled_program():
+  mesh = sharding.make_mesh({'data': 4, 'fsdp': 2})
+  # Every chip has an eighth of the sum's operand: one scalar each to add up.
+  x = on(mesh, (64, 4), ('data', 'fsdp'))
+  found = compiled(jnp.sum, x).collectives
+  assert found == {
+      'all-reduce': {'count': 1, 'bytes': 4.0, 'sent_bytes': 4 * 2 * 7 / 8}
+  }
+
+  # A weight of 64 x 16 is gathered over the two of fsdp, 5 times in a loop.
+  def loop(x, w):
+    def body(x, _):
+      return jnp.tanh(x @ w) @ w.T, None
+
+    return jax.lax.scan(body, x, None, length=5)[0]
+
+  x, w = on(mesh, (32, 64), 'data'), on(mesh, (64, 16), None, 'fsdp')
+  found = compiled(loop, x, w)
+  assert found.unknown_loops == 0
+  assert sum(k['count'] for k in found.collectives.values()) % 5 in (0, 1)
+  assert sum(k['count'] for k in found.collectives.values()) >= 5
+
+
+TEXT = '''HloModule m, is_scheduled=true, num_partitions=8
+
+%fused (p.0: f32[6,128], p.1: s32[]) -> f32[1,128] {
+  %p.0 = f32[6,128]{1,0} parameter(0)
+  %p.1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %row = f32[1,128]{1,0} dynamic-slice(%p.0, %p.1, %zero)
+}
+
+%body (b: (s32[], f32[6,128])) -> (s32[], f32[6,128]) {
+  %b = (s32[], f32[6,128]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%b), index=0
+  %w = f32[6,128]{1,0:T(8,128)} get-tuple-element(%b), index=1
+  %slice = f32[1,128]{1,0} fusion(%w, %i), kind=kLoop, calls=%fused
+  %all = f32[4,128] all-gather(%slice), replica_groups=[2,4]<=[8]
+  ROOT %t = (s32[], f32[6,128]{1,0}) tuple(%i, %w)
+}
+
+%cond (c: (s32[], f32[6,128])) -> pred[] {
+  %c = (s32[], f32[6,128]{1,0}) parameter(0)
+  %n = s32[]{:T(128)} constant(6)
+  %j = s32[] get-tuple-element(%c), index=0
+  ROOT %lt = pred[] compare(%j, %n), direction=LT
+}
+
+ENTRY %main (a: f32[6,128]) -> f32[6,128] {
+  %a = f32[6,128]{1,0} parameter(0)
+  %start = s32[] constant(0)
+  %init = (s32[], f32[6,128]{1,0}) tuple(%start, %a)
+  %while = (s32[], f32[6,128]{1,0}) while(%init), condition=%cond, body=%body
+  %out = f32[6,128]{1,0:T(8,128)S(1)} get-tuple-element(%while), index=1
+  %sum = (f32[6,128], f32[6,128]) all-reduce-start(%out), GROUPS, to_apply=%add
+  ROOT %done = f32[6,128]{1,0} all-reduce-done(%sum)
+}
+'''.replace(
+    'GROUPS', "replica_groups=mesh['axis_0'=4,'axis_1'=2], "
+    "device_ids=([8]) {'axis_0'}"
+)
+
+
+def test_loops_slices_and_memories_are_counted_as_they_run():
+  found = hlo.parse(TEXT)
+  row, whole = 4 * 128, 4 * 6 * 128
+  assert found.collectives == {
+      'all-gather': {
+          'count': 6, 'bytes': 6 * row, 'sent_bytes': 6 * row * 3
+      },
+      'all-reduce': {
+          'count': 1, 'bytes': whole, 'sent_bytes': whole * 2 * 3 / 4
+      },
+  }
+  # Of the fusion a row (and the number of it) in and a row out; of the
+  # gathering one in and four out. What is reduced lies on the chip.
+  assert found.hbm_bytes == 6 * ((2 * row + 4) + 5 * row)
+  with pytest.raises(ValueError, match='no HLO'):
+    hlo.parse('nothing')
+
+
+def test_passes_of_precise_products():
+  x = jax.ShapeDtypeStruct((4, 4), jnp.float32)
+
+  def products(x):
+    y = jnp.matmul(x, x, precision='highest')
+    return jnp.matmul(y, y) + jnp.matmul(y, x, precision='high')
+
+  jaxpr = jax.make_jaxpr(products)(x).jaxpr
+  assert layers.count_jaxpr(jaxpr) == 3 * 2 * 4**3
+  assert layers.count_jaxpr(jaxpr, passes=True) == (6 + 1 + 3) * 2 * 4**3
+
+
+def test_networks_of_released_files_are_known_without_them():
+  def sizes(family, file, **config):
+    found = released.known_fields(released.convert_config(
+        {'family': family, 'input': (file,), 'config': config}, 'x'
+    ))
+    return registry.get(
+        'models', registry.get('families', family).model)(found)
+
+  teacher = sizes('var', 'var_d24.pth')
+  assert (teacher.config.depth, teacher.config.width) == (24, 1536)
+  assert sizes('var_vqvae', 'vae_ch160v4096z32.pth').config.image_size == 256
+  # The config comes before what is known of a file.
+  large = sizes('var_vqvae', 'vae_ch160v4096z32.pth', patch_nums=(1, 32))
+  assert large.config.image_size == 512
+  assert released.known_fields(released.convert_config(
+      {'family': 'var', 'input': ('mine.pth',)}, 'x'
+  )) is None
+
+
+def test_programs_need_no_files_and_make_nothing_large():
+  config = load('d24')
+  config['mesh'] = {'data': 1, 'fsdp': 8}
+  target = plan.make_target('cpu:8')
+  found = plan.programs(config, target)
+  names = {(p.stage, p.name) for p in found}
+  assert {
+      ('trajectories', 'pairs'), ('student', 'initial state'),
+      ('student', 'step student'), ('evaluate_1', 'samples'),
+      ('evaluate_2', 'features'),
+  } <= names
+  step = next(p for p in found if p.name == 'step student')
+  assert step.calls == config['stages']['student']['steps']
+  assert all(
+      isinstance(x, jax.ShapeDtypeStruct)
+      for x in jax.tree.leaves(dict(step.held))
+  )
+  # A billion parameters and two moments of them, spread over eight.
+  held = {k: plan._chip_bytes(v) for k, v in step.held.items()}
+  whole = 4 * sum(x.size for x in jax.tree.leaves(step.held['student weights']))
+  assert whole > 4e9
+  assert held['student weights'] < whole / 7
+  assert held['student optimizer'] < 2 * whole / 7
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+  """The config of a run of three programs over an export that is there."""
+  toy_method.register(monkeypatch)
+  network = toy_method.build({})
+  checkpoint.export(
+      tmp_path / 'teacher', network, network.init(jax.random.key(7)), {}
+  )
+  return toy_method.make_config(tmp_path / 'teacher')
+
+
+def test_what_runs_is_what_is_planned(toy, tmp_path, monkeypatch):
+  ran = []
+  trace = plan.train.Programs.trace
+
+  def spy(self, updates, *args):
+    traced = trace(self, updates, *args)
+    ran.append(str(traced.jaxpr))
+    return traced
+
+  monkeypatch.setattr(plan.train.Programs, 'trace', spy)
+  stages.run(toy, tmp_path / 'w')
+  done, ran[:] = list(ran), []
+  for program in plan.programs(toy, plan.make_target('cpu:8')):
+    if program.name.startswith('step'):
+      program.trace()
+  assert len(done) > 1 and sorted(done) == sorted(ran)
+
+
+def test_programs_are_traced_for_the_target():
+  here = model.platform()
+  with model.for_platform('tpu'):
+    assert model.platform() == 'tpu'
+  assert model.platform() == here
+
+
+def test_exit_codes_and_json(toy, tmp_path, capsys):
+  out, note = tmp_path / 'plan.json', tmp_path / 'plan.md'
+  given = {'out': str(out), 'markdown': str(note)}
+  assert tool.run(toy, 'cpu:8', hbm_gb=1.0, **given) == 0
+  found = json.loads(out.read_text())
+  assert found['hbm_bytes'] == 1e9 and found['chips'] == 8
+  rows = {r['program']: r for r in found['programs']}
+  assert len(rows) == 4
+  assert {name: r['calls'] for name, r in rows.items()} == {
+      'initial state': 1, 'step critic': 9,
+      'step student side=0+critic+adapter': 2,
+      'step student side=1+critic+adapter': 1,
+  }
+  for row in rows.values():
+    assert row['fits']
+    total = sum(row['consumers'].values())
+    assert total == pytest.approx(row['total_bytes'])
+  step = rows['step critic']
+  assert step['collectives']['all-reduce']['count'] >= 1
+  # A critic's forward and backward of each of 32 examples.
+  assert step['model_flops'] == 32 * 3 * 16 * 8
+  assert '| run: step critic |' in note.read_text()
+  capsys.readouterr()
+
+  assert tool.run(toy, 'cpu:8', hbm_gb=1e-6) == 1
+  text = capsys.readouterr().out
+  line = next(
+      x for x in text.splitlines() if 'does not fit: run, step critic' in x
+  )
+  assert len(line.split('largest are ')[1].split(';')[0].split(', ')) == 3
+  assert 'micro_batches' in line or 'mesh.fsdp' in line
+
+
+def test_errors_have_a_code_of_their_own(toy, capsys):
+  assert tool.run(toy, 'cpu:8', stages=['nothing']) == 2
+  assert tool.run(toy, 'v5e:x') == 2
+  assert tool.run(toy, 'cpu:8', mesh='data:3') == 2
+  assert 'needs 3 devices' in capsys.readouterr().err
+
+
+def test_search(toy, capsys):
+  assert tool.run(toy, 'cpu:2', search='run', hbm_gb=1.0) == 0
+  text = capsys.readouterr().out
+  assert 'mesh data:1,fsdp:2 rules fsdp micro_batches 1: fits' in text
+  assert 'best: mesh data:2 rules dp micro_batches 1' in text
+  assert tool.run(toy, 'cpu:2', search='run', hbm_gb=1e-9) == 1
+  assert 'nothing fits' in capsys.readouterr().out
+
+
+def test_abstract_exports_are_cast_like_those_that_are_there(tmp_path):
+  network = toy_method.build({})
+  _, frozen = build.load_frozen(
+      {'teacher': {'path': 'x', 'dtype': 'bfloat16'}}, lambda _: network,
+      sharding.make_mesh({'data': -1}), 'dp',
+  )
+  leaves = jax.tree.leaves(frozen)
+  assert leaves and all(x.dtype == jnp.bfloat16 for x in leaves)
+  assert all(x.sharding is not None for x in leaves)
+
+
+@pytest.mark.slow
+def test_libtpu_compiles_the_tiny_run(tmp_path):
+  pytest.importorskip('libtpu')
+  out = tmp_path / 'plan.json'
+  assert tool.run(
+      load('tiny'), 'v5e:2x4', out=str(out), stages=['student']
+  ) == 0
+  rows = json.loads(out.read_text())['programs']
+  step = next(r for r in rows if r['program'] == 'step student')
+  assert 0 < step['total_bytes'] < 1e9
+  assert 0 < step['estimate']['seconds'] < 1
+  assert 0 < step['estimate']['mfu'] < 1
+  assert step['collectives']['all-reduce']['count'] >= 1
