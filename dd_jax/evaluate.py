@@ -85,15 +85,26 @@ class Row:
   sample: programs.Sampler
 
 
-def _samplers(
+def make_rows(
     config: EvaluateConfig, models: Mapping[str, Any],
-    params: Mapping[str, Any], pairs: pairs_lib.PairSource,
-    conditions: conditions_lib.Conditions, real: Any, seed: int, mesh: Any,
+    params: Mapping[str, Any], made: Mapping[str, Any], seed: int, mesh: Any,
 ) -> tuple[list[Row], Callable[..., Any], dict[str, Callable[..., Any]]]:
-  """Rows of the report, and the functions of noise among them for pictures."""
+  """Rows of teacher and student, and what pictures are made of.
+
+  Args:
+    config: of the stage.
+    models: 'teacher', 'student' and 'vae'.
+    params: of the models.
+    made: provenance of the student's pairs.
+    seed: of noise and keys.
+    mesh: of the devices.
+
+  Returns:
+    The rows; noise (B, L, C) by number; and by name the functions of noise and
+    condition among the rows.
+  """
   teacher, student, vae = (models[n] for n in ('teacher', 'student', 'vae'))
   lib = registry.get('samplers', teacher.family)
-  made = pairs.manifest.provenance
   settings = {k: made[k] for k in ('cfg', 'top_k', 'top_p')}
   offsets = teacher.config.offsets
   scales = len(offsets) - 1
@@ -139,36 +150,11 @@ def _samplers(
     )
 
   def program(fn):
-    return programs.on_rows(fn, trees, mesh)
+    return programs.OnRows(fn, trees, mesh)
 
   def from_noise(fn):
     return program(
         lambda trees, ids, condition: fn(trees, noise_of(ids), condition)
-    )
-
-  indices = pairs.take(np.arange(len(pairs)))
-  counts = baselines.fit(indices['indices'], teacher.config.vocab_size)
-  decoder = jax.jit(
-      functools.partial(programs.decode, teacher.family, vae),
-      out_shardings=sharding.replicated(mesh),
-  )
-  rng = np.random.default_rng(seed)
-
-  def onestep_pooled(ids, batch):
-    del batch
-    return decoder(trees[2], baselines.sample(rng, counts, len(ids)))
-
-  def onestep_class(ids, batch):
-    del ids
-    return decoder(trees[2], baselines.sample_per_class(
-        rng, indices['indices'], conditions.labels[indices['label']],
-        batch['label'], teacher.config.vocab_size,
-    ))
-
-  def mixed_pixels(ids, batch):
-    del ids
-    return baselines.mix_pixels(
-        rng, real.arrays['image'], real.arrays['label'], batch['label']
     )
 
   students = {
@@ -192,17 +178,51 @@ def _samplers(
       Row(f'skip_{n}', scales - n, program(functools.partial(skip, n)))
       for n in config.skips
   ]
-  rows += [
-      Row('onestep_pooled', 1, onestep_pooled),
-      Row('onestep_class', 1, onestep_class),
-      Row(report.MIXED, 0, mixed_pixels),
-  ]
   pictured = {'teacher': by_flow} | students
   draw = jax.jit(noise_of)
   return rows, draw, {
       name: jax.jit(functools.partial(fn, trees))
       for name, fn in pictured.items()
   }
+
+
+def _baselines(
+    models: Mapping[str, Any], params: Mapping[str, Any],
+    pairs: pairs_lib.PairSource, conditions: conditions_lib.Conditions,
+    real: Any, seed: int, mesh: Any,
+) -> list[Row]:
+  """Rows that no network samples."""
+  teacher = models['teacher']
+  indices = pairs.take(np.arange(len(pairs)))
+  counts = baselines.fit(indices['indices'], teacher.config.vocab_size)
+  decoder = jax.jit(
+      functools.partial(programs.decode, teacher.family, models['vae']),
+      out_shardings=sharding.replicated(mesh),
+  )
+  rng = np.random.default_rng(seed)
+
+  def onestep_pooled(ids, batch):
+    del batch
+    return decoder(params['vae'], baselines.sample(rng, counts, len(ids)))
+
+  def onestep_class(ids, batch):
+    del ids
+    return decoder(params['vae'], baselines.sample_per_class(
+        rng, indices['indices'], conditions.labels[indices['label']],
+        batch['label'], teacher.config.vocab_size,
+    ))
+
+  def mixed_pixels(ids, batch):
+    del ids
+    return baselines.mix_pixels(
+        rng, real.arrays['image'], real.arrays['label'], batch['label']
+    )
+
+  return [
+      Row('onestep_pooled', 1, onestep_pooled),
+      Row('onestep_class', 1, onestep_class),
+      Row(report.MIXED, 0, mixed_pixels),
+  ]
 
 
 def _run_row(
@@ -330,9 +350,11 @@ def run(context: Context) -> dict[str, Any]:
           source.arrays['image'], source.arrays['label'], features, logits
       ) for split, source in real.items()
   })
-  rows, draw, pictured = _samplers(
-      config, models, params, pairs, conditions, real['train'], context.seed,
-      mesh,
+  rows, draw, pictured = make_rows(
+      config, models, params, pairs.manifest.provenance, context.seed, mesh
+  )
+  rows += _baselines(
+      models, params, pairs, conditions, real['train'], context.seed, mesh
   )
   lines, images = [], {}
   with console.Progress(context.name, len(rows)) as bar:

@@ -31,6 +31,7 @@ from dd_jax import (
   captions,
   checkpoint,
   conversion,
+  evaluate,
   evaluate_clip,
   evaluate_fid,
   generate,
@@ -384,6 +385,26 @@ def plan_generate(b: Blueprint) -> Planned:
           for s in range(manifest.num_shards)
       ), ('batch_size', 'chunk', "the teacher's dtype", 'mesh'),
   )], data=manifest)
+
+
+def plan_evaluate(b: Blueprint) -> Planned:
+  """A batch of each row of the report that a network samples."""
+  config = config_lib.make(evaluate.EvaluateConfig, b.config, b.name)
+  sharding.check_batch(config.batch_size, b.mesh)
+  models, params = build.load_frozen(
+      {n: getattr(config, n) for n in ('teacher', 'student', 'vae')},
+      b.resolve, b.mesh, b.rules,
+  )
+  samplers, _, _ = evaluate.make_rows(
+      config, models, params, b.resolve(config.pairs).provenance, b.seed, b.mesh
+  )
+  rows = _rows(b.mesh, config.batch_size, {
+      'id': ((), np.uint32), **_describe_conditions(models['teacher'].config),
+  })
+  return Planned([Program(
+      b.name, row.name, lambda row=row: row.sample.trace(rows), params, rows,
+      None, -(-config.samples // config.batch_size), ('batch_size', 'mesh'),
+  ) for row in samplers])
 
 
 def plan_captions(b: Blueprint) -> Planned:

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -68,12 +70,24 @@ def student_images(
   return lib.images_from_codes(vae, vae_params, out['codes'])
 
 
-def on_rows(fn: Callable[..., jax.Array], trees: Any, mesh: Any) -> Sampler:
-  """Runs a pure `fn(trees, ids, condition)` on rows that every host knows."""
-  jitted = jax.jit(fn, out_shardings=sharding.replicated(mesh))
+@dataclasses.dataclass(frozen=True)
+class OnRows:
+  """A pure `fn(trees, ids, condition)`, run on rows that every host knows."""
 
-  def sample(ids: np.ndarray, batch: Mapping[str, np.ndarray]) -> jax.Array:
-    rows = sharding.place_rows({'id': ids, **batch}, mesh)
-    return jitted(trees, rows['id'], condition_of(rows))
+  fn: Callable[..., jax.Array]
+  trees: Any
+  mesh: Any
 
-  return sample
+  @functools.cached_property
+  def _jitted(self) -> Callable[..., jax.Array]:
+    return jax.jit(self.fn, out_shardings=sharding.replicated(self.mesh))
+
+  def __call__(
+      self, ids: np.ndarray, batch: Mapping[str, np.ndarray]
+  ) -> jax.Array:
+    rows = sharding.place_rows({'id': ids, **batch}, self.mesh)
+    return self._jitted(self.trees, rows['id'], condition_of(rows))
+
+  def trace(self, rows: Mapping[str, Any]) -> Any:
+    """The program for rows of these shapes, among them `id`."""
+    return self._jitted.trace(self.trees, rows['id'], condition_of(rows))

@@ -30,6 +30,7 @@ TABLES: dict[str, dict[str, str]] = {
         'convert': 'dd_jax.plan:plan_convert',
         'generate': 'dd_jax.plan:plan_generate',
         'captions': 'dd_jax.plan:plan_captions',
+        'evaluate': 'dd_jax.plan:plan_evaluate',
         'fid': 'dd_jax.plan:plan_fid',
         'adm_npz': 'dd_jax.plan:plan_fid',
         'clip_score': 'dd_jax.plan:plan_fid',

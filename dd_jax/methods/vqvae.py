@@ -1,6 +1,6 @@
 # Copyright 2026 The dd_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Training of VAR's multi-scale VQ-VAE, with usage and revival of codes."""
+"""Training of image tokenizers, with usage and revival of codes."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from dd_jax.convert import readers
+from dd_jax.convert import pickles, readers
 from tests.convert import torch_files
 from tests.convert.torch_files import Call, Storage, Tensor, tensor
 from tests.golden import golden_cases
@@ -154,7 +154,7 @@ def test_a_namespace_beside_the_weights_loads(kind, tmp_path):
       'shape': {1, 2},
   })
   contents = readers.read(tmp_path / 'f')
-  assert contents.tree['args'] == readers.Placeholder('argparse.Namespace')
+  assert contents.tree['args'] == pickles.Placeholder('argparse.Namespace')
   assert list(weights(tmp_path / 'f').tensors) == ['w']
 
 
@@ -228,14 +228,14 @@ def test_names_that_the_user_allows_are_read_past(tmp_path):
   })
   assert '--inert=my.code.Options' in refusal(tmp_path / 'f')
   tree = readers.read(tmp_path / 'f', inert=['my.code.Options']).tree
-  assert tree['args'] == readers.Placeholder('my.code.Options')
+  assert tree['args'] == pickles.Placeholder('my.code.Options')
 
 
 def test_a_tensor_made_of_a_placeholder_is_refused(tmp_path):
   made = tensor(np.ones(2, np.float32))
   made.storage = argparse.Namespace()
   torch_files.save_zip(tmp_path / 'f', {'w': made})
-  assert 'Placeholder where _Storage should be' in refusal(tmp_path / 'f')
+  assert 'Placeholder where Storage should be' in refusal(tmp_path / 'f')
 
 
 @pytest.mark.parametrize('data', [
@@ -346,3 +346,21 @@ def test_files_of_another_kind(tmp_path):
   assert 'no tensors at' in refusal(path)
   torch_files.save_zip(path, [tensor(np.ones(1))])
   assert 'there is a list' in refusal(path)
+
+
+def test_an_index_stands_for_its_files(tmp_path):
+  index = tmp_path / 'model.safetensors.index.json'
+  index.write_text('{"weight_map": {"a": "2.bin", "b": "1.bin", "c": "2.bin"}}')
+  assert readers.expand(['x.pth', index]) == (
+      'x.pth', tmp_path / '1.bin', tmp_path / '2.bin'
+  )
+  # A file beside the index, whatever it says.
+  index.write_text('{"weight_map": {"a": "../../etc/1.bin"}}')
+  assert readers.expand([str(index)]) == (tmp_path / '1.bin',)
+  for text in ('', '[]', '{}', '{"weight_map": {"a": 3}}'):
+    index.write_text(text)
+    with pytest.raises(readers.ReadError, match='not an index of weight'):
+      readers.expand([index])
+  index.unlink()
+  with pytest.raises(readers.ReadError, match='No such file'):
+    readers.expand([index])
