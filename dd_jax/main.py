@@ -101,8 +101,13 @@ def _parse(argv: list[str]) -> list[str]:
     return flags.FLAGS(argv)
   except (flags.Error, ValueError, LookupError, AttributeError, TypeError,
           OSError) as e:
-    text = str(e.args[0] if e.args else e).strip()
-    console.fail(text.splitlines()[-1])
+    while e.args and isinstance(e.args[0], Exception):
+      e = e.args[0]  # ml_collections wraps the error that tells the field
+    lines = str(e.args[0] if e.args else e).strip().splitlines()
+    if isinstance(e, KeyError):
+      console.fail(f'the config has no field {" ".join(lines)}')
+    else:
+      console.fail(lines[-1])  # those above are a trace
     sys.exit(2)
 
 

@@ -28,7 +28,9 @@ import pytest
 
 from dd_jax import (
   build,
+  captions,
   checkpoint,
+  evaluate_clip,
   evaluate_fid,
   generate,
   optim,
@@ -40,15 +42,18 @@ from dd_jax import (
   train,
 )
 from dd_jax import config as config_lib
-from dd_jax.convert import table, writers
 from dd_jax.method import Inputs, Role
 from tests.golden import golden_cases
+from tests.released_files import PATCH_NUMS, write_small
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = 'configs/dd_var.py'
+LLAMAGEN = 'configs/dd_llamagen.py'
 KINDS = {
     'convert': released.ConvertConfig, 'generate': generate.GenerateConfig,
     'train': train.TrainConfig, 'fid': evaluate_fid.FidConfig,
+    'captions': captions.CaptionsConfig,
+    'clip_score': evaluate_clip.ClipScoreConfig,
 }
 ARGS = {
     'd16': ['teacher', 'vae', 'inception', 'lpips', 'trajectories', 'student',
@@ -59,71 +64,25 @@ ARGS = {
 }
 ARGS |= {'d20': ARGS['d16'], 'd24': ARGS['d16'], 'd36': ARGS['d30']}
 ARGS |= {f'd{n}_released': ARGS['d16_released'] for n in (20, 24)}
-PATCH_NUMS = (1, 2, 3, 4)  # of the golden networks
+LLAMAGEN_ARGS = {
+    'b': ARGS['d16'], 'l': ARGS['d16'], 'b_released': ARGS['d16_released'],
+    'l_released': ARGS['d16_released'],
+    't2i_xl': {*ARGS['d16'], 'encoder', 'captions', 'heldout', 'clip'}
+              - {'inception'},
+}
+ALL = [(CONFIG, arg, stages) for arg, stages in ARGS.items()] + [
+    (LLAMAGEN, arg, stages) for arg, stages in LLAMAGEN_ARGS.items()
+]
 
 
-def config_of(arg, folder='weights'):
-  config = runpy.run_path(str(ROOT / CONFIG))['get_config'](arg)
+def config_of(arg, folder='weights', file=CONFIG):
+  config = runpy.run_path(str(ROOT / file))['get_config'](arg)
   config.weights = str(folder)
   return config
 
 
 def size(tree):
   return sum(x.size for x in jax.tree.leaves(tree))
-
-
-def random(model, seed):
-  """Weights of ordinary size without the time that `init` compiles."""
-  rng = np.random.default_rng(seed)
-
-  def draw(path, leaf):
-    values = rng.normal(size=leaf.shape)
-    if path[-1].key == 'kernel':
-      values /= np.sqrt(np.prod(leaf.shape[:-1]) / 2)
-    elif path[-1].key in ('var', 'scale') or path[-1].key[:4] == 'head':
-      values = 1 + 0.1 * np.abs(values)
-    else:
-      values *= 0.1
-    return values.astype(np.float32)
-
-  return jax.tree_util.tree_map_with_path(draw, model.abstract())
-
-
-def save(path, tensors):
-  specs = {k: (v.shape, v.dtype) for k, v in tensors.items()}
-  writers.write(path, specs, tensors.items())
-
-
-def laid_out(family, seed, **fields):
-  """Random weights under the names and shapes of a released file."""
-  entry = registry.get('families', family)
-  model = registry.get('models', entry.model)(fields)
-  return table.invert(entry.rows(model.config), random(model, seed))
-
-
-def write_weights(folder):
-  """Small networks under the names of released files."""
-  folder.mkdir()
-  golden = ROOT / 'tests/golden'
-  shutil.copy(golden / 'var_tiny.pth', folder / 'var_d16.pth')
-  shutil.copy(golden / 'dd_var_tiny.pth', folder / 'var-d16.pth')
-  save(folder / 'vae_ch160v4096z32.pth', laid_out(
-      'var_vqvae', 3, image_size=16, ch=8, ch_mult=(1, 1, 2), res_blocks=1,
-      z_channels=8, vocab_size=64, patch_nums=PATCH_NUMS,
-  ) | {'quantize.ema_vocab_hit_SV': np.zeros((4, 64), np.float32)})
-  save(folder / 'pt_inception-2015-12-05-6726825d.pth',
-       laid_out('inception', 0, slim=16))
-  lpips = laid_out('lpips', 1, slim=64)
-  heads = {k: v for k, v in lpips.items() if k.startswith('lin')}
-  save(folder / 'vgg.pth', heads)
-  save(folder / 'vgg16-397923af.pth', {
-      **{k: v for k, v in lpips.items() if k not in heads},
-      'classifier.6.bias': np.zeros(3, np.float32),
-  })
-  features = np.random.default_rng(2).normal(size=(200, 2048 // 16))
-  save(folder / 'statistic.pth', {
-      'm': features.mean(0), 's': np.cov(features, rowvar=False),
-  })
 
 
 def shrink(config):
@@ -153,7 +112,7 @@ def shrink(config):
 @pytest.fixture(scope='module')
 def weights(tmp_path_factory):
   folder = tmp_path_factory.mktemp('files') / 'weights'
-  write_weights(folder)
+  write_small(folder)
   return folder
 
 
@@ -176,10 +135,14 @@ def chain(weights, tmp_path_factory):
     return config, workdir, stages.run(config, workdir)
 
 
-@pytest.mark.parametrize('arg', ARGS)
-def test_configs_are_well_formed(arg):
-  config = json.loads(json.dumps(config_of(arg, '/some/where').to_dict()))
-  assert set(config['stages']) == set(ARGS[arg])
+@pytest.mark.parametrize(
+    'file, arg, names', ALL,
+    ids=[f'{pathlib.Path(file).stem}-{arg}' for file, arg, _ in ALL],
+)
+def test_configs_are_well_formed(file, arg, names):
+  config = config_of(arg, '/some/where', file).to_dict()
+  config = json.loads(json.dumps(config))
+  assert set(config['stages']) == set(names)
   made = {}
   for stage in stages.parse(config):
     values = {k: v for k, v in stage.config.items() if k != 'seed'}
@@ -188,15 +151,28 @@ def test_configs_are_well_formed(arg):
     if isinstance(stage, released.ConvertConfig):
       registry.find('families', stage.family)
       assert all(
-          pathlib.Path(p).parent == pathlib.Path('/some/where')
-          and pathlib.Path(p).name in released.RELEASES for p in stage.paths
+          pathlib.Path(p).is_relative_to('/some/where')
+          and released.release_of(p) for p in stage.paths
       )
     if isinstance(stage, evaluate_fid.FidConfig):
       assert stage.reference.startswith('/some/where/')
       assert stage.samples == 50_000
+    if isinstance(
+        stage, (captions.CaptionsConfig, evaluate_clip.ClipScoreConfig)
+    ):
+      registry.find('tokenizers', stage.tokenizer['name'])
+      assert stage.tokenizer['path'].startswith('/some/where/')
+      assert released.release_of(stage.tokenizer['path'])
   if 'trajectories' in made:
     pairs = made['trajectories']
-    assert (pairs.cfg, pairs.top_k, pairs.top_p) == (2.0, 900, 0.95)
+    guidance = {
+        'dd_var': (2.0, 900, 0.95), 'dd_llamagen': (2.0, 8000, 1.0),
+        'dd_llamagen_t2i_xl': (7.5, 1000, 1.0),
+    }
+    family = pathlib.Path(file).stem
+    settings = guidance.get(f'{family}_{arg}', guidance[family])
+    for stage in (pairs, made['evaluate_teacher']):
+      assert (stage.cfg, stage.top_k, stage.top_p) == settings
     assert pairs.shard_size % pairs.batch_size == 0
 
 
@@ -206,14 +182,18 @@ def test_arguments_that_are_refused(name, fields):
     config_of(f'{name},{fields}')
 
 
-@pytest.mark.parametrize('depth, count, split', [
-    (16, 328_165_664, 5), (20, 635_399_088, 4), (24, 1_092_478_560, 4),
+@pytest.mark.parametrize('file, arg, count, length, split', [
+    (CONFIG, 'd16', 328_165_664, 680, 5), (CONFIG, 'd20', 635_399_088, 680, 4),
+    (CONFIG, 'd24', 1_092_478_560, 680, 4),
+    (LLAMAGEN, 'b', 98_321_672, 256, 80), (LLAMAGEN, 'l', 326_155_272, 256, 80),
+    # 756,733,448 and the 120 x 2048 features of no caption.
+    (LLAMAGEN, 't2i_xl', 756_979_208, 256, 80),
 ])
-def test_full_size_students(depth, count, split):
-  stage = config_of(f'd{depth}').to_dict()['stages']['student']
+def test_full_size_students(file, arg, count, length, split):
+  stage = config_of(arg, file=file).to_dict()['stages']['student']
   model = build.build_model(stage['roles']['student']['model'])
   assert size(model.abstract()) == count
-  assert model.config.offsets[-1] == 680
+  assert model.config.offsets[-1] == length
   assert (stage['method']['t_set'], stage['method']['split']) == (
       (0, split), split
   )
@@ -406,6 +386,39 @@ def test_one_message_names_everything_that_is_missing(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+def test_what_a_run_of_captions_misses(tmp_path):
+  folder = tmp_path / 'w'
+  config = config_of('t2i_xl', folder, LLAMAGEN).to_dict()
+
+  def message():
+    with pytest.raises(FileNotFoundError) as error:
+      stages.run(config, tmp_path / 'run')
+    return str(error.value)
+
+  text = message()
+  assert text.startswith('10 file(s) are missing; no stage was started.')
+  for name, release in (
+      ('vq_ds16_t2i.pt', 'peizesun/llamagen_t2i'),
+      ('t2i_XL_stage1_256.pt', 'peizesun/llamagen_t2i'),
+      ('flan-t5-xl/model.safetensors.index.json', 'google/flan-t5-xl'),
+      ('flan-t5-xl/tokenizer.json', 'google/flan-t5-xl'),
+      ('clip-vit-large-patch14/model.safetensors', 'openai/clip-vit-large'),
+      ('clip-vit-large-patch14/tokenizer.json', 'openai/clip-vit-large'),
+  ):
+    assert f'  {folder}/{name}\n      from {release}' in text
+  for name in ('prompts.jsonl', 'heldout_prompts.jsonl'):
+    assert f'  {name}\n      from you: a line such as {{"prompt"' in text
+  # An index that is there says what else should be.
+  (folder / 'flan-t5-xl').mkdir(parents=True)
+  (folder / 'flan-t5-xl/model.safetensors.index.json').write_text(json.dumps(
+      {'weight_map': {'a': 'one.safetensors', 'b': 'two.safetensors'}}
+  ))
+  text = message()
+  assert text.startswith('11 file(s) are missing')
+  assert f'{folder}/flan-t5-xl/two.safetensors\n' in text
+  assert 'index.json\n' not in text
+
+
 def test_statistics_that_nobody_released(tmp_path):
   with pytest.raises(FileNotFoundError) as error:
     stages.run(config_of('d36', 'w').to_dict(), tmp_path)
@@ -427,7 +440,7 @@ def test_to_redo_without_the_file_touches_nothing(weights, tmp_path):
 
 
 def test_a_broken_file_stops_its_stage(tmp_path):
-  write_weights(tmp_path / 'w')
+  write_small(tmp_path / 'w')
   (tmp_path / 'w/vae_ch160v4096z32.pth').write_bytes(b'no weights')
   config = shrink(config_of('d16_released', tmp_path / 'w'))
   with pytest.raises(ValueError, match='vae_ch160v4096z32.pth'):
@@ -449,9 +462,8 @@ def test_the_page_names_what_there_is():
     flags = dict(w[2:].split('=', 1) for w in words[3:] if '=' in w)
     if words[2] == 'dd_jax.main':
       file, _, arg = flags['config'].partition(':')
-      assert file == CONFIG
-      config = config_of(arg)
-      seen.add(arg)
+      config = config_of(arg, file=file)
+      seen.add((file, arg))
       for name, value in flags.items():
         if name.startswith('config.'):
           field = functools.reduce(
@@ -460,19 +472,24 @@ def test_the_page_names_what_there_is():
           type(field)(value)
     elif words[2] == 'dd_jax.tools.convert':
       registry.find('families', flags['family'])
-      assert pathlib.Path(flags['input']).name in released.RELEASES
-  assert seen == {'d16', 'd16_released', 'd30', 'd36'}
+      assert released.release_of(flags['input'])
+  assert seen == {
+      *((CONFIG, arg) for arg in ('d16', 'd16_released', 'd30', 'd36')),
+      *((LLAMAGEN, arg) for arg in ('b', 'b_released', 't2i_xl')),
+  }
   for name in released.RELEASES:
     short = re.sub(r'd(20|24|30|36)', 'd16', name)
+    short = re.sub(r'(c2i_|llamagen-)L', r'\1B', short)
     assert f'| `{short}`' in PAGE, name
-  steps = config_of('d16').stages.student.steps
-  assert f'student-{steps} ' in PAGE
+  for file, arg in ((CONFIG, 'd16'), (LLAMAGEN, 'b'), (LLAMAGEN, 't2i_xl')):
+    steps = config_of(arg, file=file).stages.student.steps
+    assert f'student-{steps} ' in PAGE
 
 
 @pytest.mark.slow
 def test_the_page_draws_images(tmp_path):
   """Its first lines as they stand, but for the sizes of the networks."""
-  write_weights(tmp_path / 'weights')
+  write_small(tmp_path / 'weights')
   environment = os.environ | {
       'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu',
       'XLA_FLAGS': '--xla_backend_optimization_level=0',
