@@ -17,7 +17,9 @@ Arguments after the colon:
   b_released, l_released
               the students of the paper's release: files -> FID.
   t2i_xl      LlamaGen-XL by caption: files and your prompts -> captions ->
-              pairs -> student. Prompts are lines of config.prompts.
+              pairs -> student -> CLIP scores. Prompts are lines of
+              config.prompts, and those of the scores of
+              config.heldout_prompts.
 Released files are looked for in config.weights; docs/released_weights.md says
 which, and so does a run that misses them.
 """
@@ -123,19 +125,24 @@ def _released(name: str) -> ConfigDict:
     return config
   if captions:
     config.prompts = 'prompts.jsonl'
+    config.heldout_prompts = 'heldout_prompts.jsonl'
     config.rules = 'fsdp'
     config.mesh = dict(data=1, fsdp=-1, tensor=1, context=1)
     guidance = dict(cfg=7.5, top_k=1000, top_p=1.0)
+
+    def encode(prompts: str) -> dict:
+      return dict(
+          kind='captions', encoder='stage:encoder',
+          prompts=dict(source='jsonl', path=config.get_ref(prompts)),
+          tokenizer=dict(
+              name='t5', path=folder + '/flan-t5-xl/tokenizer.json'
+          ),
+          shard_size=4096, batch_size=256, dtype='bfloat16',
+      )
+
     encoder = dict(
         encoder=convert('t5', 'flan-t5-xl/model.safetensors.index.json'),
-        captions=dict(
-            kind='captions', encoder='stage:encoder',
-            prompts=dict(source='jsonl', path=config.get_ref('prompts')),
-            tokenizer=dict(
-                name='t5', path=folder + '/flan-t5-xl/tokenizer.json'
-            ),
-            shard_size=4096, batch_size=256, dtype='bfloat16',
-        ),
+        captions=encode('prompts'), heldout=encode('heldout_prompts'),
     )
     teacher_file, pairs = 't2i_XL_stage1_256.pt', 3_000_000
     of_captions = dict(captions='stage:captions')
@@ -185,7 +192,32 @@ def _released(name: str) -> ConfigDict:
           steps=120 * pairs // train_batch,
       ),
   )
-  if not captions:
+  if captions:
+    clip = 'clip-vit-large-patch14'
+    config.stages.clip = convert('clip', f'{clip}/model.safetensors')
+
+    def score(student: str, **fields) -> dict:
+      return dict(
+          kind='clip_score', student=student, vae='stage:vae',
+          clip='stage:clip', captions='stage:heldout', samples=5000,
+          # CLIP reads 77 tokens; what a longer caption says last is not seen.
+          tokenizer=dict(
+              name='clip', path=folder + f'/{clip}/tokenizer.json',
+              truncate=True,
+          ),
+          **fields,
+      )
+
+    config.stages.evaluate_teacher = score(
+        'stage:teacher', batch_size=batch, **guidance
+    )
+    config.stages.update({
+        name: score('stage:student', **{
+            k: stage[k] for k in ('t_list', 'split', 'batch_size')
+        })
+        for name, stage in students.items()
+    })
+  else:
     config.stages.inception = inception
     # What the student is to be compared with: its pairs' settings.
     config.stages.evaluate_teacher = fid(
@@ -267,7 +299,10 @@ def get_config(arg: str = 'digits') -> ConfigDict:
           kind='train',
           method=dict(name='llamagen', condition_dropout=0.1),
           roles=dict(teacher=dict(
-              model=dict(name='llamagen', **transformer),
+              model=dict(
+                  name='llamagen', token_dropout=0.1, dropout=0.1,
+                  **transformer,
+              ),
               optimizer=dict(lr=2e-3, weight_decay=0.05, clip=2.0),
               ema=0.99,
           )),

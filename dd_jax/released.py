@@ -17,15 +17,30 @@ from typing import Any, Protocol
 from etils import epath
 
 from dd_jax import config as config_lib
+from dd_jax.convert import readers
 
 _VAR = 'FoundationVision/var on the Hugging Face Hub'
 _DD = 'microsoft/distilled_decoding on the Hugging Face Hub'
+_LLAMAGEN = 'FoundationVision/LlamaGen on the Hugging Face Hub'
+_LLAMAGEN_T2I = 'peizesun/llamagen_t2i on the Hugging Face Hub'
+_T5 = 'google/flan-t5-xl on the Hugging Face Hub'
+_CLIP = 'openai/clip-vit-large-patch14 on the Hugging Face Hub'
 
-# Where a file comes from, by its name.
+# Where a file comes from, by its name, or that and its folder's.
 RELEASES: Mapping[str, str] = {
     **{f'var_d{depth}.pth': _VAR for depth in (16, 20, 24, 30, 36)},
     'vae_ch160v4096z32.pth': _VAR,
     **{f'var-d{depth}.pth': f'{_DD}, folder VAR-DD' for depth in (16, 20, 24)},
+    'vq_ds16_c2i.pt': _LLAMAGEN,
+    **{f'c2i_{size}_256.pt': _LLAMAGEN for size in 'BL'},
+    **{f'llamagen-{size}.pt': f'{_DD}, folder LlamaGen-DD' for size in 'BL'},
+    'vq_ds16_t2i.pt': _LLAMAGEN_T2I,
+    't2i_XL_stage1_256.pt': _LLAMAGEN_T2I,
+    'flan-t5-xl/model.safetensors.index.json':
+        f'{_T5}, with the files that it names',
+    'flan-t5-xl/tokenizer.json': _T5,
+    'clip-vit-large-patch14/model.safetensors': _CLIP,
+    'clip-vit-large-patch14/tokenizer.json': _CLIP,
     'statistic.pth': f'{_DD}, folder ImageNet-256_FID_Statistic',
     'pt_inception-2015-12-05-6726825d.pth':
         'mseitzer/pytorch-fid on GitHub, release fid_weights',
@@ -45,6 +60,19 @@ def _transformer(depth: int, **fields: Any) -> dict[str, Any]:
   }
 
 
+def _gpt(size: str, **fields: Any) -> dict[str, Any]:
+  return {
+      'size': size, 'latent_size': 16, 'vocab_size': 16384,
+      'num_classes': 1000, **fields,
+  }
+
+
+_VQ_16 = {
+    'image_size': 256, 'ch': 128, 'ch_mult': (1, 1, 2, 2, 4),
+    'z_channels': 256, 'code_dim': 8, 'vocab_size': 16384,
+}
+
+
 # Fields of the networks' configs by file, as the converter reads them from the
 # tensors: a run can be planned before its files are there.
 SIZES: Mapping[str, Mapping[str, Any]] = {
@@ -55,13 +83,37 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
         'ch': 160, 'ch_mult': (1, 1, 2, 2, 4), 'z_channels': 32,
         'vocab_size': 4096, 'patch_nums': _SIDES_256,
     },
+    **{f'c2i_{size}_256.pt': _gpt(size) for size in 'BL'},
+    **{f'llamagen-{size}.pt': _gpt(size) for size in 'BL'},
+    't2i_XL_stage1_256.pt': _gpt(
+        'XL', num_classes=0, caption_length=120, caption_dim=2048
+    ),
+    **{f'vq_ds16_{kind}.pt': _VQ_16 for kind in ('c2i', 't2i')},
+    'flan-t5-xl/model.safetensors.index.json': {
+        'vocab_size': 32128, 'width': 2048, 'depth': 24, 'heads': 32,
+        'head_dim': 64, 'mlp_dim': 5120,
+    },
+    'clip-vit-large-patch14/model.safetensors': {
+        'image_size': 224, 'patch_size': 14, 'image_width': 1024,
+        'image_depth': 24, 'image_heads': 16, 'image_mlp_dim': 4096,
+        'vocab_size': 49408, 'context_length': 77, 'text_width': 768,
+        'text_depth': 12, 'text_heads': 12, 'text_mlp_dim': 3072,
+        'projection_dim': 768,
+    },
     'pt_inception-2015-12-05-6726825d.pth': {},
     'vgg.pth': {},
 }
 _OWN = 'you: no release that is known here has this name'
+_PROMPTS = 'you: a line such as {"prompt": "a cat"} for each caption'
 _STATISTICS = (
     'your images, by python -m dd_jax.tools.reference_stats --output={}'
 )
+# Fields of a stage that name a file, by its kind, and whose that is.
+_FILES: Mapping[str, Mapping[str, str]] = {
+    'fid': {'reference': _STATISTICS},
+    'captions': {'tokenizer': _OWN, 'prompts': _PROMPTS},
+    'clip_score': {'tokenizer': _OWN},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +159,7 @@ def known_fields(config: ConvertConfig) -> dict[str, Any] | None:
   Those of the stage's config stand before those of its released files. None
   where neither tells anything.
   """
-  names = {os.path.basename(path) for path in config.paths} & SIZES.keys()
+  names = {name for path in config.paths if (name := _key(path, SIZES))}
   if not names and not config.config:
     return None
   fields = {k: v for name in names for k, v in SIZES[name].items()}
@@ -131,18 +183,10 @@ def check(stages: Sequence[_Stage]) -> None:
   missing: dict[str, str] = {}
   by_hand = []
   for stage in stages:
-    if stage.kind == 'convert':
-      config = convert_config(stage.config, stage.name)
-      lost = [p for p in config.paths if not epath.Path(p).exists()]
-      missing |= {p: RELEASES.get(os.path.basename(p), _OWN) for p in lost}
-      if lost:
-        by_hand.append(command(config))
-    elif stage.kind == 'fid':
-      path = stage.config.get('reference', '')
-      if not path.startswith('stage:') and not epath.Path(path).exists():
-        missing[path] = RELEASES.get(
-            os.path.basename(path), _STATISTICS.format(path)
-        )
+    lost = _lost(stage)
+    missing |= lost
+    if lost and stage.kind == 'convert':
+      by_hand.append(command(convert_config(stage.config, stage.name)))
   if not missing:
     return
   lines = [
@@ -159,6 +203,41 @@ def check(stages: Sequence[_Stage]) -> None:
   raise FileNotFoundError('\n'.join(lines))
 
 
+def _lost(stage: _Stage) -> dict[str, str]:
+  """Files of a stage that are not there, and whose they are."""
+  if stage.kind == 'convert':
+    paths = dict.fromkeys(convert_config(stage.config, stage.name).paths, _OWN)
+    # What an index names comes with it.
+    paths |= {
+        str(part): whose for path, whose in paths.items()
+        if epath.Path(path).exists() for part in readers.expand([path])
+    }
+  else:
+    paths = {}
+    for name, whose in _FILES.get(stage.kind, {}).items():
+      value = stage.config.get(name)
+      path = value.get('path') if isinstance(value, Mapping) else value
+      if path and not path.startswith('stage:'):
+        paths[path] = whose.replace('{}', path)
+  return {
+      path: release_of(path) or whose
+      for path, whose in paths.items()
+      if not epath.Path(path).exists()
+  }
+
+
+def release_of(path: str) -> str | None:
+  """Where a file comes from, None for one that is not known."""
+  return RELEASES.get(_key(path, RELEASES))
+
+
+def _key(path: str, known: Mapping[str, Any]) -> str | None:
+  """The entry that a path ends with."""
+  parts = epath.Path(path).parts
+  names = '/'.join(parts[-2:]), parts[-1]
+  return next((name for name in names if name in known), None)
+
+
 def convert_config(values: Mapping[str, Any], name: str) -> ConvertConfig:
   """The checked config of a stage called `name`, without the run's seed."""
   return config_lib.make(
@@ -168,7 +247,8 @@ def convert_config(values: Mapping[str, Any], name: str) -> ConvertConfig:
 
 def command(config: ConvertConfig) -> str:
   """The line that does what a stage of kind 'convert' does."""
-  output = os.path.splitext(config.paths[0])[0]
+  first = config.paths[0].removesuffix('.index.json')
+  output = os.path.splitext(first)[0]
   words = [
       'python', '-m', 'dd_jax.tools.convert', f'--family={config.family}',
       f'--input={",".join(config.paths)}', f'--output={output}',

@@ -6,16 +6,12 @@ from __future__ import annotations
 
 import ast
 import json
-import os
-import pathlib
-import subprocess
 import sys
 
-from PIL import Image
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
-COLABS = ROOT / 'colabs'
+from tests.notebook import COLABS, check_pictures, start
+
 DIGITS, LOAD = 'dd_var_digits.ipynb', 'load_our_checkpoint.ipynb'
 
 
@@ -23,36 +19,11 @@ def read(name):
   return json.loads((COLABS / name).read_text())
 
 
-def run(name, pictures, **values):
-  """Runs a notebook as Jupyter would: in its own process and folder."""
-  pictures.mkdir()
-  environment = os.environ | {
-      'JAX_PLATFORMS': 'cpu',
-      # Programs run once or twice: compiling them is what takes time.
-      'XLA_FLAGS': '--xla_backend_optimization_level=0',
-  }
-  return subprocess.run(
-      [sys.executable, str(ROOT / 'tests/notebook.py'), str(COLABS / name),
-       str(pictures), *(f'{k}={v}' for k, v in values.items())],
-      cwd=COLABS, env=environment, capture_output=True, text=True,
-      timeout=900, check=False,
-  )
-
-
-def check_pictures(folder, count):
-  files = sorted(folder.iterdir())
-  assert len(files) == count
-  for file in files:
-    picture = Image.open(file)
-    assert len(picture.convert('RGB').getcolors(1 << 20)) > 3, 'blank'
-    assert min(picture.size) >= 48
-
-
 @pytest.fixture(scope='module')
 def digits(tmp_path_factory):
   """The first notebook: where its run and its pictures are, and its result."""
   root = tmp_path_factory.mktemp('colab')
-  result = run(DIGITS, root / 'pictures', SIZE='tiny', WORKDIR=root / 'run')
+  result = start(DIGITS, root / 'pictures', SIZE='tiny', WORKDIR=root / 'run')
   return root, result
 
 
@@ -67,7 +38,7 @@ def test_digits(digits):
 
 def test_load(digits, tmp_path):
   root, _ = digits
-  result = run(LOAD, tmp_path / 'pictures', WORKDIR=root / 'run')
+  result = start(LOAD, tmp_path / 'pictures', WORKDIR=root / 'run')
   assert result.returncode == 0, result.stderr
   check_pictures(tmp_path / 'pictures', 2)
   assert 'layers/attn/q/kernel' in result.stdout
@@ -75,7 +46,7 @@ def test_load(digits, tmp_path):
 
 
 def test_load_without_a_run(tmp_path):
-  result = run(LOAD, tmp_path / 'pictures', WORKDIR=tmp_path / 'none')
+  result = start(LOAD, tmp_path / 'pictures', WORKDIR=tmp_path / 'none')
   assert result.returncode == 1
   assert 'set WORKDIR to a run' in result.stderr
 

@@ -5,11 +5,7 @@
 from __future__ import annotations
 
 import json
-import os
-import pathlib
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,8 +13,8 @@ import pytest
 from dd_jax import checkpoint
 from dd_jax.data import sources
 from dd_jax.evals import baselines, judge
+from tests.command import check_refused, copy_of, record, run_main, tree_of
 
-ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = '--config=configs/dd_var.py:tiny'
 TRAINED = ('tokenizer', 'teacher', 'student')
 
@@ -29,47 +25,12 @@ def cache(tmp_path_factory):
   return tmp_path_factory.mktemp('cache')
 
 
-def run_main(cache, *args, kill=('NONE', '0')):
-  environment = os.environ | {
-      'JAX_COMPILATION_CACHE_DIR': str(cache),
-      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.3',
-      'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu',
-      'PYTHONPATH': str(ROOT),
-  }
-  return subprocess.run(
-      [sys.executable, 'tests/killable.py', *kill, *args], cwd=ROOT,
-      env=environment, capture_output=True, text=True, timeout=600,
-      check=False,
-  )
-
-
 @pytest.fixture(scope='module')
 def finished(cache, tmp_path_factory):
   """A complete run of the tiny config."""
   workdir = tmp_path_factory.mktemp('finished')
   result = run_main(cache, CONFIG, f'--workdir={workdir}')
   assert result.returncode == 0, result.stderr
-  return workdir
-
-
-def record(workdir, stage):
-  return json.loads((workdir / stage / 'stage.json').read_text())
-
-
-def tree_of(folder):
-  """Every file with its bytes, to show that nothing was touched."""
-  return {
-      str(p.relative_to(folder)): p.read_bytes()
-      for p in sorted(folder.rglob('*')) if p.is_file()
-  }
-
-
-def copy_of(finished, tmp_path, without):
-  """The finished run with some stages taken away."""
-  workdir = tmp_path / 'copy'
-  shutil.copytree(finished, workdir)
-  for stage in without:
-    shutil.rmtree(workdir / stage)
   return workdir
 
 
@@ -169,38 +130,28 @@ def test_a_killed_generation_resumes_to_the_same_bytes(
   )
 
 
-def check_refused(cache, workdir, *args, match, config=CONFIG):
-  """One clear error, a non-zero exit, and finished artefacts as they were."""
-  before = tree_of(workdir)
-  result = run_main(cache, config, f'--workdir={workdir}', *args)
-  assert result.returncode != 0
-  assert match in result.stdout + result.stderr, result.stderr
-  assert 'Traceback' not in result.stderr
-  assert tree_of(workdir) == before
-
-
 def test_workdir_of_another_config(cache, finished):
   check_refused(
-      cache, finished, '--config.stages.teacher.steps=5',
+      cache, CONFIG, finished, '--config.stages.teacher.steps=5',
       match='teacher.steps: 8 -> 5; run with --redo=teacher',
   )
 
 
 def test_override_of_a_field_that_does_not_exist(cache, finished):
   check_refused(
-      cache, finished, '--config.stages.teacher.stepz=5', match='stepz'
+      cache, CONFIG, finished, '--config.stages.teacher.stepz=5', match='stepz'
   )
 
 
 def test_unknown_argument_of_the_config(cache, finished):
   check_refused(
-      cache, finished, config='--config=configs/dd_var.py:digitz',
+      cache, '--config=configs/dd_var.py:digitz', finished,
       match="expected one of ['tiny', 'digits'",
   )
 
 
 def test_unknown_stage(cache, finished):
-  check_refused(cache, finished, '--stage=studant', match="'studant'")
+  check_refused(cache, CONFIG, finished, '--stage=studant', match="'studant'")
 
 
 def test_truncated_export_is_refused_by_the_next_stage(

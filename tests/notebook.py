@@ -11,10 +11,40 @@ a picture. A cell with magic or shell commands is a syntax error.
 
 import ast
 import json
+import os
 import pathlib
+import subprocess
 import sys
 
 from PIL import Image
+
+COLABS = pathlib.Path(__file__).parent.parent / 'colabs'
+
+
+def start(name, pictures, **values):
+  """Runs a notebook as Jupyter would: in its own process and folder."""
+  pictures.mkdir()
+  environment = os.environ | {
+      'JAX_PLATFORMS': 'cpu',
+      # Programs run once or twice: compiling them is what takes time.
+      'XLA_FLAGS': '--xla_backend_optimization_level=0',
+  }
+  return subprocess.run(
+      [sys.executable, __file__, str(COLABS / name), str(pictures),
+       *(f'{k}={v}' for k, v in values.items())],
+      cwd=COLABS, env=environment, capture_output=True, text=True,
+      timeout=900, check=False,
+  )
+
+
+def check_pictures(folder, count):
+  """So many pictures are there, and none is blank."""
+  files = sorted(folder.iterdir())
+  assert len(files) == count
+  for file in files:
+    picture = Image.open(file)
+    assert len(picture.convert('RGB').getcolors(1 << 20)) > 3, 'blank'
+    assert min(picture.size) >= 48
 
 
 def run(file, pictures, values):

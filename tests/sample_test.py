@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from dd_jax import build, checkpoint, sample
+from dd_jax import build, checkpoint, registry, sample, stages
+from dd_jax.data import captions, prompts, tokens
 from dd_jax.flow.noise import pair_noise
 from dd_jax.sampling import var
 from dd_jax.tools import sample as tool
@@ -34,6 +35,19 @@ VAE = dict(
     patch_nums=(1, 2),
 )
 METHOD = dict(name='distilled_decoding', t_set=[0, 1], split=1)
+GPT = dict(
+    depth=1, width=8, heads=2, latent_size=2, vocab_size=6, code_dim=4,
+)
+CAPTIONED = dict(GPT, num_classes=0, caption_length=5, caption_dim=12)
+VQ = dict(
+    name='llamagen_vq', image_size=4, image_channels=1, ch=4, ch_mult=(1, 2),
+    res_blocks=1, attention=False, z_channels=4, code_dim=4, vocab_size=6,
+)
+WORDS = dict(
+    kind='captions', prompts=dict(source='digit_words'),
+    encoder=dict(model=dict(name='words', vocab_size=48, width=12)),
+    tokenizer=dict(name='words'), caption_length=5, shard_size=8, batch_size=8,
+)
 
 
 def export(folder, values, seed, **source):
@@ -57,6 +71,37 @@ def run(tmp_path_factory):
          dict(TRANSFORMER, name='dd_var', zero_flags=False), 3,
          frozen=frozen, method=METHOD)
   return root
+
+
+@pytest.fixture(scope='module')
+def llamagen(tmp_path_factory):
+  """Exports of LlamaGen by class, and of one by caption in a run of its own."""
+  root = tmp_path_factory.mktemp('llamagen')
+  lines = [' '.join(t.split()[:5]) for t in prompts.digit_words().texts[:16]]
+  (root / 'captions.txt').write_text('\n'.join(lines))
+  stage = WORDS | {
+      'prompts': dict(source='text', path=str(root / 'captions.txt'))
+  }
+  for name, fields in (
+      ('by_class', dict(GPT, num_classes=3)), ('by_caption', CAPTIONED),
+  ):
+    folder = root / name
+    digest = export(folder / 'vae/export/vae-1', VQ, 0)
+    for role, family in (('teacher', 'llamagen'), ('student', 'dd_llamagen')):
+      export(folder / f'{role}/export/{role}-1', dict(fields, name=family), 3,
+             frozen={'vae': digest}, method=METHOD)
+  stages.run({
+      'seed': 0, 'mesh': dict(data=-1), 'rules': 'dp',
+      'stages': {'captions': stage},
+  }, root / 'by_caption')
+  return root
+
+
+@pytest.fixture(scope='module')
+def painter(llamagen):
+  """A student of captions."""
+  # The continuous head shows what the choice of a code may hide.
+  return sample.load(llamagen / 'by_caption/student/export/student-1', split=1)
 
 
 @pytest.fixture(scope='module')
@@ -154,6 +199,115 @@ def test_a_teacher_refuses(teacher, run):
     teacher([0], steps=1)
   with pytest.raises(ValueError, match='of a student'):
     sample.load(run / 'teacher/export/teacher-1', split=1)
+
+
+@pytest.mark.parametrize('role', ['teacher', 'student'])
+def test_llamagen_is_sampled_by_class(llamagen, role):
+  sampler = sample.load(
+      llamagen / f'by_class/{role}/export/{role}-1',
+      split=1 if role == 'student' else None,
+  )
+  assert sampler.steps == {'teacher': (4,), 'student': (1, 2)}[role]
+  images = sampler([2, 0, 0, 0], seed=1)
+  assert images.shape == (4, 4, 4, 1)
+  np.testing.assert_allclose(
+      images, sampler(np.array([2, 0, 0, 0]), seed=1), atol=1e-6
+  )
+  assert len(np.unique(images[1:], axis=0)) > 1  # chance or noise
+  with pytest.raises(ValueError, match="'two': the network takes classes"):
+    sampler(['two'])
+
+
+def test_captions_are_encoded_as_in_the_run(llamagen, painter):
+  source = captions.CaptionSource(llamagen / 'by_caption/captions/data')
+  found = painter._text([source.text(i) for i in range(16)])
+  want = source.take(np.arange(16))
+  for name in ('features', 'mask'):
+    np.testing.assert_array_equal(found[name], want[name])
+
+
+def test_captions_matter(painter):
+  seven, eight = 'a handwritten seven', 'eight'
+  images = painter([seven, seven, eight, seven], seed=2)
+  assert images.shape == (4, 4, 4, 1)
+  again = painter([seven, seven, seven, seven], seed=2)
+  np.testing.assert_allclose(images[[0, 1, 3]], again[[0, 1, 3]], atol=1e-5)
+  assert np.abs(images[2] - again[2]).max() > 1e-3
+  np.testing.assert_allclose(painter(seven, seed=2), images[:1], atol=1e-5)
+  picture = sample.grid(images, [seven, seven, eight, seven])
+  assert picture.size[1] > 2 * images.shape[1]
+
+
+@pytest.mark.parametrize('wanted, message', [
+    ([3, 4], r'takes captions, not labels, got \[3, 4\]'),
+    ([], 'takes captions, not labels'),
+    (['seven', ' '], "prompt ' ': the caption is empty"),
+    (['a purple seven'], "'a purple seven': the word 'purple' is not known"),
+    (['seven ' * 6], "prompt 'seven seven .* has 6 tokens, at most 5"),
+])
+def test_captions_that_are_refused(painter, wanted, message):
+  with pytest.raises(ValueError, match=message):
+    painter(wanted)
+
+
+def test_the_text_encoder_is_found_or_asked_for(llamagen, painter, tmp_path):
+  origin = llamagen / 'by_caption/student/export/student-1'
+  meta = checkpoint.describe(origin)
+  copy = edit(origin, tmp_path, **meta['source'])
+  shutil.copytree(
+      llamagen / 'by_caption/vae/export/vae-1', copy.parent / 'vae'
+  )
+  with pytest.raises(FileNotFoundError, match='text encoder is not in the run'):
+    sample.load(copy)(['seven'])
+  stage = tmp_path / 'stage/captions'
+  shutil.copytree(llamagen / 'by_caption/captions', stage)
+  named = sample.load(copy, captions=stage, split=1)
+  np.testing.assert_array_equal(named(['seven'] * 2), painter(['seven'] * 2))
+  # In its run it is found by itself, but not where there are two of a kind.
+  run = copy.parent.parent.parent
+  shutil.copytree(stage, run / 'first')
+  found = sample.load(copy, split=1)
+  np.testing.assert_array_equal(found(['seven'] * 2), painter(['seven'] * 2))
+  shutil.copytree(stage, run / 'same')
+  sample.load(copy)
+  record = json.loads((stage / 'stage.json').read_text())
+  record['config']['encoder']['model']['seed'] = 1
+  (run / 'same/stage.json').write_text(json.dumps(record))
+  with pytest.raises(ValueError, match='which of these made its captions'):
+    sample.load(copy)
+  with pytest.raises(ValueError, match='the encoder is another one now'):
+    sample.load(copy, captions=run / 'same')(['seven'])
+  with pytest.raises(FileNotFoundError, match='is no finished stage of kind'):
+    sample.load(copy, captions=tmp_path)(['seven'])
+  with pytest.raises(ValueError, match='both encoder and tokenizer'):
+    sample.load(copy, encoder=tmp_path)
+  with pytest.raises(ValueError, match='captions: .* takes classes'):
+    sample.load(
+        llamagen / 'by_class/student/export/student-1', captions=stage
+    )
+
+
+def test_an_exported_text_encoder(llamagen, tmp_path, monkeypatch):
+  export(tmp_path / 't5', dict(
+      name='t5', vocab_size=48, width=12, depth=1, heads=2, head_dim=4,
+      mlp_dim=8,
+  ), 0)
+  # The file of a tokenizer of the same captions.
+  (tmp_path / 'tokenizer.json').write_text('{}')
+  monkeypatch.setitem(
+      registry.TABLES['tokenizers'], 't5', f'{__name__}:words_of_a_file'
+  )
+  sampler = sample.load(
+      llamagen / 'by_caption/student/export/student-1', split=1,
+      encoder=tmp_path / 't5', tokenizer=tmp_path / 'tokenizer.json',
+  )
+  images = sampler(['seven', 'the digit eight'])
+  assert np.isfinite(images).all() and images.shape == (2, 4, 4, 1)
+
+
+def words_of_a_file(path, length):
+  assert path.name == 'tokenizer.json'
+  return tokens.WordTokenizer(length=length)
 
 
 def edit(folder, tmp_path, **source):
@@ -262,6 +416,14 @@ def test_command(run, tmp_path, student):
         ({'steps': 3}, 'steps=3: this student is sampled in 1 or 2'),
         ({'labels': ['a']}, '--labels=a: expected integers'),
         ({'labels': []}, '--labels is empty'),
+        ({'labels': None}, 'name either --labels, --prompts or --prompts_file;'
+                           ' got none of them'),
+        ({'prompts': 'a'}, 'name either --labels, --prompts or --prompts_file;'
+                           ' got --labels and --prompts'),
+        ({'labels': None, 'prompts': 'a||b'}, '--prompts=a||b: a prompt is'),
+        ({'labels': None, 'prompts': 'seven'}, "'seven': the network takes"),
+        ({'labels': None, 'prompts_file': '/nowhere'}, '[Errno 2] No such'),
+        ({'captions': '/nowhere'}, 'captions: '),
         ({'t_set': ['0', 'b']}, '--t_set=0,b: expected integers'),
         ({'count': 0}, '--count=0'),
         ({'out': 'grid.doc'}, '--out=grid.doc: expected'),
@@ -282,11 +444,32 @@ def test_command_refuses(run, tmp_path, flags, message, capsys):
   assert not any(tmp_path.iterdir())
 
 
+def test_command_with_prompts(llamagen, tmp_path, capsys):
+  (tmp_path / 'prompts.txt').write_text('seven\na handwritten eight\n')
+  export_of = str(llamagen / 'by_caption/student/export/student-1')
+  pictures = []
+  for i, flags in enumerate((
+      {'prompts': 'seven| a handwritten eight'},
+      {'prompts_file': str(tmp_path / 'prompts.txt')},
+  )):
+    out = tmp_path / f'{i}.png'
+    with flagsaver.flagsaver(
+        export=export_of, count=2, out=str(out), **flags
+    ):
+      tool.main(['sample'])
+    pictures.append(np.asarray(Image.open(out)))
+  assert capsys.readouterr().out.count('4 images: ') == 2
+  np.testing.assert_array_equal(*pictures)
+  assert len(np.unique(pictures[0])) > 3
+  with flagsaver.flagsaver(
+      export=export_of, labels=['3'], out=str(tmp_path / 'no.png')
+  ), pytest.raises(SystemExit):
+    tool.main(['sample'])
+  assert capsys.readouterr().err.startswith('error: the network takes captions')
+
+
 def test_command_shows_errors_without_a_trace(run):
   result = command(f'--export={run}/student/export/student-1', '--labels=3')
   assert result.returncode == 1
   assert result.stderr.startswith('error: label 3')
   assert 'Traceback' not in result.stderr and not result.stdout
-  result = command(f'--export={run}/student/export/student-1')
-  assert result.returncode == 1
-  assert '--labels must have a value' in result.stderr
