@@ -37,7 +37,7 @@ SIZES = {
     ),
     'digits': dict(
         source=dict(source='digits'), image_size=8, ch=16, ch_mult=(1, 2),
-        z_channels=32, code_dim=8, vocab_size=128, latent_size=4, width=64,
+        z_channels=32, code_dim=8, vocab_size=16, latent_size=4, width=64,
         heads=4, depth=3, t_set=(0, 5), split=5, involved=(2, 8), skips=(4, 8),
         pairs=16384, shard=2048, batch=64, student_batch=32, samples=5000,
         steps=dict(judge=600, tokenizer=600, teacher=600, student=6000),
@@ -316,7 +316,7 @@ def get_config(arg: str = 'digits') -> ConfigDict:
           teacher='stage:teacher', vae='stage:tokenizer',
           pairs=size['pairs'], shard_size=size['shard'],
           batch_size=256 if size['pairs'] > 256 else size['shard'],
-          cfg=1.25, top_k=0, top_p=1.0,
+          cfg=2.0, top_k=0, top_p=0.9,
           solver='deis', solver_steps=50, **of_captions,
       ),
       student=dict(
