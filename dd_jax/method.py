@@ -146,13 +146,15 @@ class Method:
     del params, step
     return batch
 
-  def flops(self, updates: tuple[Update, ...]) -> int:
-    """Analytic FLOPs of one example in one step.
+  def flops(self, updates: tuple[Update, ...], batch_size: int) -> int:
+    """Analytic FLOPs of one step on `batch_size` examples.
 
     Counts a forward and a backward (twice a forward) of each updated role;
     methods that run more networks add them.
     """
-    return sum(3 * self.roles[u.role].model.flops() for u in updates)
+    return batch_size * sum(
+        3 * self.roles[u.role].model.flops() for u in updates
+    )
 
 
 def host_rng(seed: int, step: int) -> np.random.Generator:

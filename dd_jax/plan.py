@@ -335,7 +335,7 @@ def plan_train(b: Blueprint) -> Planned:
   out += [Program(
       b.name, f'step {_title(updates)}',
       lambda updates=updates: compiled.trace(updates, state, frozen, batch),
-      held, batch, config.batch_size * method.flops(updates), count, knobs,
+      held, batch, method.flops(updates, config.batch_size), count, knobs,
   ) for updates, count in steps.items()]
   if config.heldout and config.eval_every:
     evaluations = collections.Counter(

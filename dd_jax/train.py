@@ -255,7 +255,7 @@ def train(
         if step % config.log_every == 0:
           note = report(step)
         history.append(outputs)
-        flops_done += config.batch_size * method.flops(updates)
+        flops_done += method.flops(updates, config.batch_size)
         bar.update(step + 1, note)
       report(config.steps)
     if heldout and config.eval_every:

@@ -140,8 +140,11 @@ class DistilledDecoding(Method):
       )
     return losses.pixel_distance(a, b, self.config.loss_norm)
 
-  def flops(self, updates: tuple[Update, ...]) -> int:
-    decodes = 0 if self.config.loss_norm == 'none' else 4
+  def flops(self, updates: tuple[Update, ...], batch_size: int) -> int:
+    images = min(self.config.perceptual_batch or batch_size, batch_size)
     # A decode is about half of the tokenizer's forward: one of the target,
     # and a forward and backward of the prediction.
-    return super().flops(updates) + decodes * self.frozen['vae'].flops() // 2
+    decodes = 0 if self.config.loss_norm == 'none' else 4 * images
+    return super().flops(updates, batch_size) + (
+        decodes * self.frozen['vae'].flops() // 2
+    )

@@ -60,5 +60,6 @@ class TrainLlamaGen(Method):
     hits = logits.argmax(axis=-1) == targets
     return Output(nats, {'cross_entropy': nats, 'accuracy': hits.mean()})
 
-  def flops(self, updates: tuple[Update, ...]) -> int:
-    return super().flops(updates) + self.frozen['vae'].flops() // 2
+  def flops(self, updates: tuple[Update, ...], batch_size: int) -> int:
+    encode = self.frozen['vae'].flops() // 2  # about
+    return super().flops(updates, batch_size) + batch_size * encode

@@ -70,5 +70,6 @@ class TrainVAR(Method):
         'accuracy_last_scale': hits[:, -last:].mean(),
     })
 
-  def flops(self, updates: tuple[Update, ...]) -> int:
-    return super().flops(updates) + self.frozen['vae'].flops() // 2
+  def flops(self, updates: tuple[Update, ...], batch_size: int) -> int:
+    encode = self.frozen['vae'].flops() // 2  # about
+    return super().flops(updates, batch_size) + batch_size * encode
