@@ -111,6 +111,9 @@ class Method:
   roles: Mapping[str, Role]
   frozen: Mapping[str, Model]
 
+  def __post_init__(self) -> None:
+    """Raises ValueError where config and networks do not go together."""
+
   def updates(self, step: int) -> tuple[Update, ...]:
     """The updates of a step, in order; a function of the step alone."""
     raise TypeError(f'{type(self).__name__} defines no updates')
