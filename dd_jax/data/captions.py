@@ -18,12 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
 from typing import Any
-import uuid
 
 import ml_dtypes
 import numpy as np
@@ -32,11 +30,9 @@ import safetensors.numpy
 from dd_jax.data import files, sources
 from dd_jax.data.files import Shard
 
-FORMAT_VERSION = 1
 DTYPES: Mapping[str, np.dtype] = {
     'float16': np.dtype(np.float16), 'bfloat16': np.dtype(ml_dtypes.bfloat16),
 }
-_MANIFEST = 'manifest.json'
 _KINDS = {  # of .safetensors
     'F16': DTYPES['float16'], 'BF16': DTYPES['bfloat16'],
     'I64': np.dtype('<i8'), 'I32': np.dtype('<i4'), 'U8': np.dtype('u1'),
@@ -44,7 +40,7 @@ _KINDS = {  # of .safetensors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Manifest(files.Manifest):
   """What a set of captions is.
 
   Attributes:
@@ -59,6 +55,8 @@ class Manifest:
     shards: the finished files in order; empty until `CaptionWriter.finalize`.
   """
 
+  KIND, SUFFIX, VERSION = 'captions', 'safetensors', 1
+
   captions: int
   shard_size: int
   width: int
@@ -69,40 +67,12 @@ class Manifest:
   shards: tuple[Shard, ...] = ()
 
   def __post_init__(self):
-    for name in ('shard_size', 'width', 'caption_length'):
+    self.check_count()
+    for name in ('width', 'caption_length'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name} must be positive: {getattr(self, name)}')
-    if not 1 <= self.captions <= 2**32:  # readers hand ids on as uint32
-      raise ValueError(f'captions must lie in [1, 2**32], got {self.captions}')
     if self.dtype not in DTYPES:
       raise ValueError(f'dtype must be one of {list(DTYPES)}: {self.dtype!r}')
-    if len(self.shards) not in (0, self.num_shards):
-      raise ValueError(
-          f'{len(self.shards)} shards are recorded of {self.num_shards}'
-      )
-
-  @property
-  def num_shards(self) -> int:
-    return -(-self.captions // self.shard_size)
-
-  @property
-  def sha256(self) -> str:
-    """Of all that is known of the captions."""
-    return hashlib.sha256(self.to_json().encode()).hexdigest()
-
-  def shard_name(self, shard: int) -> str:
-    return f'captions-{shard:05d}-of-{self.num_shards:05d}.safetensors'
-
-  def shard_ids(self, shard: int) -> range:
-    """Returns the prompt ids that belong to `shard`."""
-    if not 0 <= shard < self.num_shards:
-      raise ValueError(f'there is no shard {shard} of {self.num_shards}')
-    start = shard * self.shard_size
-    return range(start, min(start + self.shard_size, self.captions))
-
-  def to_json(self) -> str:
-    fields = {'format_version': FORMAT_VERSION, **dataclasses.asdict(self)}
-    return json.dumps(fields, indent=2, allow_nan=False) + '\n'
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
@@ -113,67 +83,14 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     ValueError: it is damaged or its format is newer than this library; the
       message names the file.
   """
-  file = _folder(path) / _MANIFEST
-  if not file.exists():
-    raise FileNotFoundError(f'{file} is missing: this is no set of captions')
-  try:
-    fields = json.loads(file.read_text())
-    version = fields.pop('format_version')
-    if version <= FORMAT_VERSION:
-      fields['shards'] = tuple(Shard(**shard) for shard in fields['shards'])
-      return Manifest(**fields)
-  except (AttributeError, KeyError, TypeError, ValueError) as e:
-    raise ValueError(f'{file} is damaged: {e!r}') from e
-  raise ValueError(
-      f'{file} has format {version}, newer than format {FORMAT_VERSION} of '
-      'this library: upgrade dd_jax'
-  )
+  return Manifest.read(_folder(path))
 
 
-class CaptionWriter:
-  """Writes a set of captions shard by shard, in any order and over many runs.
+class CaptionWriter(files.Writer):
+  """Writes a set of captions; see `files.Writer`."""
 
-  A shard is there in full or not at all, and the same captions give the same
-  bytes.
-  """
-
-  def __init__(self, path: str | os.PathLike[str], manifest: Manifest):
-    """Starts a set of captions, or goes on with one.
-
-    Args:
-      path: folder of the set, made if missing.
-      manifest: what the captions are, without `shards`.
-
-    Raises:
-      ValueError: the folder is no local or mounted one, or it holds captions
-        of another kind; the message names the fields that differ.
-    """
-    self._path = _folder(path)
-    self._manifest = dataclasses.replace(manifest, shards=())
-    self._path.mkdir(parents=True, exist_ok=True)
-    file = self._path / _MANIFEST
-    if file.exists():
-      files.check_same(
-          file, _flat_fields(read_manifest(self._path)),
-          _flat_fields(self._manifest), 'captions',
-      )
-    else:
-      self._write_manifest(self._manifest)
-
-  def pending(self) -> list[int]:
-    """Returns the shards that are missing or damaged, in order.
-
-    In a finished set it also compares the hashes.
-    """
-    manifest = read_manifest(self._path)
-    shards = []
-    for shard in range(manifest.num_shards):
-      try:
-        _check_file(self._path, manifest, shard)
-        _open(self._path, manifest, shard)
-      except (FileNotFoundError, ValueError):
-        shards.append(shard)
-    return shards
+  def check(self, manifest: Manifest, shard: int) -> None:
+    _open(self._path, manifest, shard)
 
   def write(
       self, shard: int, *, features: Sequence[np.ndarray],
@@ -215,36 +132,9 @@ class CaptionWriter:
     if labels is not None:
       tensors['labels'] = np.asarray(labels, np.int32)
       _check_labels(manifest, shard, tensors['labels'])
-    file = self._path / manifest.shard_name(shard)
-    # The name is fixed, so that the next attempt writes over a killed one.
-    part = file.with_name(f'{file.name}.part')
+    part, file = self._part(shard)
     safetensors.numpy.save_file(tensors, part)
     files.publish(part, file)
-
-  def finalize(self) -> Manifest:
-    """Records the hashes of all shards, which completes the set.
-
-    Returns:
-      The manifest as written.
-
-    Raises:
-      FileNotFoundError: a shard is missing.
-      ValueError: a shard is damaged; the message names the file.
-    """
-    shards = []
-    for shard in range(self._manifest.num_shards):
-      file = _check_file(self._path, self._manifest, shard)
-      _open(self._path, self._manifest, shard)
-      shards.append(Shard(file.stat().st_size, files.sha256(file)))
-    manifest = dataclasses.replace(self._manifest, shards=tuple(shards))
-    self._write_manifest(manifest)
-    return manifest
-
-  def _write_manifest(self, manifest: Manifest) -> None:
-    # Processes that start together may all come here, with the same text.
-    part = self._path / f'{_MANIFEST}.{uuid.uuid4().hex}.part'
-    part.write_text(manifest.to_json())
-    files.publish(part, self._path / _MANIFEST)
 
 
 def pad(
@@ -305,22 +195,17 @@ class CaptionSource:
     """
     self._path = _folder(path)
     self.manifest = read_manifest(self._path)
-    file = self._path / _MANIFEST
-    if not self.manifest.shards:
-      raise ValueError(
-          f'{file} is of an unfinished set: run the stage that makes the '
-          'captions again'
-      )
+    self.manifest.check_finished(self._path)
     self._length = caption_length or self.manifest.caption_length
     if self._length < self.manifest.caption_length:
       raise ValueError(
-          f'{file}: captions of up to {self.manifest.caption_length} tokens do '
-          f'not fit in caption_length={self._length}'
+          f'{self._path}: captions of up to {self.manifest.caption_length} '
+          f'tokens do not fit in caption_length={self._length}'
       )
     self.num_classes = self.manifest.num_classes
     self._shards: dict[int, dict[str, np.ndarray]] = {}
     for shard in range(self.manifest.num_shards):
-      _check_file(self._path, self.manifest, shard, verify=verify)
+      self.manifest.check_file(self._path, shard, verify=verify)
 
   def __getstate__(self) -> dict[str, Any]:
     # Maps would be copied with all their contents.
@@ -374,15 +259,6 @@ def _folder(path: str | os.PathLike[str]) -> pathlib.Path:
 
 def _offsets(parts: Sequence[Any]) -> np.ndarray:
   return np.cumsum([0, *map(len, parts)]).astype(np.int64)
-
-
-def _check_file(
-    path: pathlib.Path, manifest: Manifest, shard: int, *, verify: bool = True
-) -> pathlib.Path:
-  """Returns the file of a shard if it is there and as `shards` has it."""
-  file = path / manifest.shard_name(shard)
-  expected = manifest.shards[shard] if manifest.shards else None
-  return files.check_file(file, expected, verify=verify)
 
 
 def _open(
@@ -458,11 +334,3 @@ def _check_labels(manifest: Manifest, shard: int, labels: np.ndarray) -> None:
         f'{manifest.shard_name(shard)}: labels must be {len(ids)} integers in '
         f'[0, {manifest.num_classes})'
     )
-
-
-def _flat_fields(manifest: Manifest) -> dict[str, Any]:
-  """Fields as JSON knows them, those of `provenance` by dotted name."""
-  fields = json.loads(manifest.to_json())
-  del fields['shards']
-  provenance = fields.pop('provenance')
-  return fields | {f'provenance.{k}': v for k, v in provenance.items()}

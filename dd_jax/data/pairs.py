@@ -17,11 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
-import json
 import os
 import pathlib
 from typing import Any
-import uuid
 
 from array_record.python import array_record_module
 import grain
@@ -30,8 +28,6 @@ import numpy as np
 from dd_jax.data import files, sources
 from dd_jax.data.files import Shard
 
-FORMAT_VERSION = 1
-_MANIFEST = 'manifest.json'
 _READ_AS = {  # types that JAX keeps with 64-bit types off
     'pair_id': np.uint32,
     'seed': np.uint32,
@@ -45,7 +41,7 @@ _IN_MEMORY_BYTES = 2**31  # smaller sets are held in memory by default
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Manifest(files.Manifest):
   """What a set of pairs is.
 
   Attributes:
@@ -59,6 +55,8 @@ class Manifest:
     shards: the finished files in order; empty until `PairWriter.finalize`.
   """
 
+  KIND, SUFFIX, VERSION = 'pairs', 'array_record', 1
+
   pairs: int
   shard_size: int
   length: int
@@ -68,18 +66,13 @@ class Manifest:
   shards: tuple[Shard, ...] = ()
 
   def __post_init__(self):
-    for name in ('shard_size', 'length', 'num_classes'):
+    self.check_count()
+    for name in ('length', 'num_classes'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name} must be positive: {getattr(self, name)}')
-    if not 1 <= self.pairs <= 2**32:  # readers hand ids on as uint32
-      raise ValueError(f'pairs must lie in [1, 2**32], got {self.pairs}')
     if not 1 <= self.vocab_size <= 2**16:  # an index is stored as uint16
       raise ValueError(
           f'vocab_size must lie in [1, 65536], got {self.vocab_size}'
-      )
-    if len(self.shards) not in (0, self.num_shards):
-      raise ValueError(
-          f'{len(self.shards)} shards are recorded of {self.num_shards}'
       )
 
   @property
@@ -94,24 +87,6 @@ class Manifest:
         ]
     )
 
-  @property
-  def num_shards(self) -> int:
-    return -(-self.pairs // self.shard_size)
-
-  def shard_name(self, shard: int) -> str:
-    return f'pairs-{shard:05d}-of-{self.num_shards:05d}.array_record'
-
-  def shard_ids(self, shard: int) -> range:
-    """Returns the pair ids that belong to `shard`."""
-    if not 0 <= shard < self.num_shards:
-      raise ValueError(f'there is no shard {shard} of {self.num_shards}')
-    start = shard * self.shard_size
-    return range(start, min(start + self.shard_size, self.pairs))
-
-  def to_json(self) -> str:
-    fields = {'format_version': FORMAT_VERSION, **dataclasses.asdict(self)}
-    return json.dumps(fields, indent=2, allow_nan=False) + '\n'
-
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
   """Reads the manifest of the set of pairs in the folder `path`.
@@ -121,68 +96,14 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     ValueError: it is damaged or its format is newer than this library; the
       message names the file.
   """
-  file = _folder(path) / _MANIFEST
-  if not file.exists():
-    raise FileNotFoundError(f'{file} is missing: this is no set of pairs')
-  try:
-    fields = json.loads(file.read_text())
-    version = fields.pop('format_version')
-    if version <= FORMAT_VERSION:
-      fields['shards'] = tuple(Shard(**shard) for shard in fields['shards'])
-      return Manifest(**fields)
-  except (AttributeError, KeyError, TypeError, ValueError) as e:
-    raise ValueError(f'{file} is damaged: {e!r}') from e
-  raise ValueError(
-      f'{file} has format {version}, newer than format {FORMAT_VERSION} of '
-      'this library: upgrade dd_jax'
-  )
+  return Manifest.read(_folder(path))
 
 
-class PairWriter:
-  """Writes a set of pairs shard by shard, in any order and over many runs.
+class PairWriter(files.Writer):
+  """Writes a set of pairs; see `files.Writer`."""
 
-  A shard is there in full or not at all, and the same pairs give the same
-  bytes. Processes may share the folder if each writes shards of its own; one
-  of them then calls `finalize`.
-  """
-
-  def __init__(self, path: str | os.PathLike[str], manifest: Manifest):
-    """Starts a set of pairs, or goes on with one.
-
-    Args:
-      path: folder of the set, made if missing.
-      manifest: what the pairs are, without `shards`.
-
-    Raises:
-      ValueError: the folder is no local or mounted one, or it holds pairs of
-        another kind; the message names the fields that differ.
-    """
-    self._path = _folder(path)
-    self._manifest = dataclasses.replace(manifest, shards=())
-    self._path.mkdir(parents=True, exist_ok=True)
-    if (self._path / _MANIFEST).exists():
-      stored = read_manifest(self._path)
-      files.check_same(
-          self._path / _MANIFEST, _flat_fields(stored),
-          _flat_fields(self._manifest), 'pairs',
-      )
-    else:
-      self._write_manifest(self._manifest)
-
-  def pending(self) -> list[int]:
-    """Returns the shards that are missing or damaged, in order.
-
-    It reads every file; in a finished set it also compares the hashes.
-    """
-    manifest = read_manifest(self._path)
-    shards = []
-    for shard in range(manifest.num_shards):
-      try:
-        _check_file(self._path, manifest, shard)
-        _read_records(self._path, manifest, shard)
-      except (FileNotFoundError, ValueError):
-        shards.append(shard)
-    return shards
+  def check(self, manifest: Manifest, shard: int) -> None:
+    _read_records(self._path, manifest, shard)
 
   def write(
       self, shard: int, *, seed: int, label: np.ndarray, indices: np.ndarray
@@ -210,39 +131,12 @@ class PairWriter:
     records['seed'] = seed
     records['label'] = label
     records['indices'] = indices
-    file = self._path / manifest.shard_name(shard)
-    # The name is fixed, so that the next attempt writes over a killed one.
-    part = file.with_name(f'{file.name}.part')
+    part, file = self._part(shard)
     writer = array_record_module.ArrayRecordWriter(str(part), _WRITER_OPTIONS)
     for record in records:
       writer.write(record.tobytes())
     writer.close()
     files.publish(part, file)
-
-  def finalize(self) -> Manifest:
-    """Records the hashes of all shards, which completes the set.
-
-    Returns:
-      The manifest as written.
-
-    Raises:
-      FileNotFoundError: a shard is missing.
-      ValueError: a shard is damaged; the message names the file.
-    """
-    shards = []
-    for shard in range(self._manifest.num_shards):
-      file = _check_file(self._path, self._manifest, shard)
-      _read_records(self._path, self._manifest, shard)
-      shards.append(Shard(file.stat().st_size, files.sha256(file)))
-    manifest = dataclasses.replace(self._manifest, shards=tuple(shards))
-    self._write_manifest(manifest)
-    return manifest
-
-  def _write_manifest(self, manifest: Manifest) -> None:
-    # Processes that start together may all come here, with the same text.
-    part = self._path / f'{_MANIFEST}.{uuid.uuid4().hex}.part'
-    part.write_text(manifest.to_json())
-    files.publish(part, self._path / _MANIFEST)
 
 
 def describe_records(
@@ -287,16 +181,12 @@ class PairSource:
     """
     self._path = _folder(path)
     self.manifest = read_manifest(self._path)
-    if not self.manifest.shards:
-      raise ValueError(
-          f'{self._path / _MANIFEST} is of an unfinished set: run the stage '
-          'that makes the pairs again'
-      )
+    self.manifest.check_finished(self._path)
     if in_memory is None:
       size = self.manifest.pairs * self.manifest.dtype.itemsize
       in_memory = size < _IN_MEMORY_BYTES
     shards = [
-        _check_file(self._path, self.manifest, shard, verify=verify)
+        self.manifest.check_file(self._path, shard, verify=verify)
         for shard in range(self.manifest.num_shards)
     ]
     self._records = self._files = None
@@ -332,15 +222,6 @@ class PairSource:
 
 def _folder(path: str | os.PathLike[str]) -> pathlib.Path:
   return files.local_folder(path, 'ArrayRecord')
-
-
-def _check_file(
-    path: pathlib.Path, manifest: Manifest, shard: int, *, verify: bool = True
-) -> pathlib.Path:
-  """Returns the file of a shard if it is there and as `shards` has it."""
-  file = path / manifest.shard_name(shard)
-  expected = manifest.shards[shard] if manifest.shards else None
-  return files.check_file(file, expected, verify=verify)
 
 
 def _read_records(
@@ -410,14 +291,6 @@ def _check_integers(
         f'{name} must hold integers {list(shape)}, got '
         f'{values.dtype}{list(values.shape)}'
     )
-
-
-def _flat_fields(manifest: Manifest) -> dict[str, Any]:
-  """Fields as JSON knows them, those of `provenance` by dotted name."""
-  fields = json.loads(manifest.to_json())
-  del fields['shards']
-  provenance = fields.pop('provenance')
-  return fields | {f'provenance.{k}': v for k, v in provenance.items()}
 
 
 def _where(path: pathlib.Path, manifest: Manifest, pair_id: int) -> str:
