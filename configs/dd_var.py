@@ -48,8 +48,8 @@ SIZES = {
     ),
     'mnist5k': dict(
         source=dict(source='mnist5k', size=16), image_size=16, ch=16,
-        ch_mult=(1, 2), z_channels=8, vocab_size=128,
-        patch_nums=(1, 2, 4, 8), width=96, heads=4, depth=4, t_set=(0, 2),
+        ch_mult=(1, 2, 4), z_channels=8, vocab_size=128,
+        patch_nums=(1, 2, 3, 4), width=96, heads=4, depth=4, t_set=(0, 2),
         split=2, involved=(1, 3), pairs=32768, shard=4096, batch=64,
         samples=5000,
         student_batch=32,
