@@ -40,7 +40,7 @@ SIZES = {
         z_channels=32, code_dim=8, vocab_size=16, latent_size=4, width=64,
         heads=4, depth=3, t_set=(0, 5), split=5, involved=(2, 8), skips=(4, 8),
         pairs=16384, shard=2048, batch=64, student_batch=32, samples=5000,
-        steps=dict(judge=600, tokenizer=600, teacher=600, student=6000),
+        steps=dict(judge=600, tokenizer=600, teacher=1000, student=6000),
     ),
     'mnist5k': dict(
         source=dict(source='mnist5k', size=16), image_size=16, ch=16,
@@ -300,7 +300,7 @@ def get_config(arg: str = 'digits') -> ConfigDict:
           method=dict(name='llamagen', condition_dropout=0.1),
           roles=dict(teacher=dict(
               model=dict(
-                  name='llamagen', token_dropout=0.1, dropout=0.1,
+                  name='llamagen', token_dropout=0.1, dropout=0.3,
                   **transformer,
               ),
               optimizer=dict(lr=2e-3, weight_decay=0.05, clip=2.0),
@@ -316,7 +316,7 @@ def get_config(arg: str = 'digits') -> ConfigDict:
           teacher='stage:teacher', vae='stage:tokenizer',
           pairs=size['pairs'], shard_size=size['shard'],
           batch_size=256 if size['pairs'] > 256 else size['shard'],
-          cfg=2.0, top_k=0, top_p=0.9,
+          cfg=2.5, top_k=0, top_p=0.9,
           solver='deis', solver_steps=50, **of_captions,
       ),
       student=dict(

@@ -24,14 +24,14 @@ FIGURES = (
 )
 
 
-def tool(out, *args):
+def tool(out, *args, model='var'):
   # What is compiled here runs twice: as little optimization as there is.
   environment = os.environ | {
       'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(convert_test.ROOT),
       'XLA_FLAGS': '--xla_backend_optimization_level=0',
   }
   result = subprocess.run(
-      [sys.executable, '-m', 'dd_jax.tools.bench', '--model=var_smoke',
+      [sys.executable, '-m', 'dd_jax.tools.bench', f'--model={model}_smoke',
        '--seconds=0', '--warm_ups=1', f'--out={out}', *args],
       env=environment, capture_output=True, text=True, check=False, timeout=300,
   )
@@ -81,11 +81,17 @@ def test_figures_of_our_side(tmp_path):
 
 
 @pytest.mark.slow
-def test_variants_of_our_side_agree(tmp_path):
-  _, records = tool(tmp_path / 'out.jsonl', '--frameworks=jax', '--rounds=1')
-  rows = [r['row'] for r in records['parity']]
-  assert rows == ['teacher', 'student', 'train', 'transformer']
+@pytest.mark.parametrize('model, rows', [
+    ('var', ['teacher', 'student', 'train', 'transformer']),
+    ('llamagen', ['teacher', 'pairs', 'student']),
+])
+def test_variants_of_our_side_agree(tmp_path, model, rows):
+  _, records = tool(
+      tmp_path / 'out.jsonl', '--frameworks=jax', '--rounds=1', model=model
+  )
+  assert [r['row'] for r in records['parity']] == rows
   assert all(r['agrees'] for r in records['parity'])
+  assert records['ratio']
 
 
 def test_torch_agrees(tmp_path):
@@ -103,16 +109,20 @@ def test_torch_agrees(tmp_path):
 
 
 @pytest.mark.slow
-def test_torch_agrees_in_all_rows(tmp_path):
+@pytest.mark.parametrize('model, rows', [
+    ('var', ('teacher', 'student', 'decode', 'train')),
+    ('llamagen', ('teacher',)),
+])
+def test_torch_agrees_in_all_rows(tmp_path, model, rows):
   pytest.importorskip('torch')
   _, records = tool(
       tmp_path / 'out.jsonl', '--rounds=1', '--batch=2',
-      '--rows=teacher,student,decode,train', '--variants=scan,jit,eager,compile'
+      f'--rows={",".join(rows)}', '--variants=scan,jit,eager,compile',
+      model=model,
   )
   found = {(r['row'], r['variant']) for r in records['parity']}
   assert found == {
-      (row, variant) for row in ('teacher', 'student', 'decode', 'train')
-      for variant in ('eager', 'compile')
+      (row, variant) for row in rows for variant in ('eager', 'compile')
   }
   steps = [r for r in records['parity'] if r['row'] == 'train']
   assert all('values of 2 calls' in r['differences'] for r in steps)
@@ -249,9 +259,9 @@ def test_torch_stays_out_of_the_rest():
       'from dd_jax.tools.bench import {}\n'
       'assert {!r} not in sys.modules'
   )
-  pairs = [('runner, inputs, jax_var', 'torch'), ('worker, program', 'jax')]
+  pairs = [('runner, inputs, jax_side', 'torch'), ('worker, program', 'jax')]
   if importlib.util.find_spec('torch'):
-    pairs.append(('torch_var', 'jax'))
+    pairs.append(('torch_var, torch_llamagen', 'jax'))
   for modules, absent in pairs:
     subprocess.run(
         [sys.executable, '-c', code.format(modules, absent)], check=True,

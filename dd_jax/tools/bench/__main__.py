@@ -29,7 +29,7 @@ _FRAMEWORKS = flags.DEFINE_list(
     'frameworks', list(workloads.FRAMEWORKS), 'Sides to run.'
 )
 _ROWS = flags.DEFINE_list(
-    'rows', list(workloads.WORKLOADS), 'What to time.'
+    'rows', [], 'What to time; default every row of the model.'
 )
 _VARIANTS = flags.DEFINE_list(
     'variants', list(workloads.VARIANTS), 'Ways to run each side.'

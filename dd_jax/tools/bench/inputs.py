@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from dd_jax.convert import table
 from dd_jax.flow.noise import pair_noise
 from dd_jax.model import Model
-from dd_jax.tools.bench import jax_var, workloads
+from dd_jax.tools.bench import jax_side, workloads
 from dd_jax.tools.bench.program import Case
 
 
@@ -29,11 +29,11 @@ def write(
   Returns:
     parameters by network, and FLOPs of one example by row.
   """
-  size = workloads.SIZES[case.model]
-  networks = {n for row in rows for n in workloads.WORKLOADS[row].networks}
+  known = workloads.rows(case.model)
+  networks = {n for row in rows for n in known[row].networks}
   parameters = {}
   for name in sorted(networks):
-    model = jax_var.build(case.model, name)
+    model = jax_side.build(case.model, name)
     drawn = dict(_draw(model, case.seed))
     parameters[name] = sum(x.size for x in drawn.values())
     if 'jax' in sides:
@@ -41,28 +41,31 @@ def write(
     if 'torch' in sides:
       params = table.nest(model.abstract(), drawn)
       save_file(
-          table.invert(jax_var.rows(name, model.config), params),
+          table.invert(
+              jax_side.rows(case.model, name, model.config), params
+          ),
           case.weights(name, 'torch'),
       )
   rng = np.random.default_rng(case.seed)
-  teacher = size.teacher
-  length = sum(n * n for n in teacher['patch_nums'])
-  shape = length, teacher['code_dim']
+  teacher = jax_side.build(case.model, 'teacher').config
+  length = teacher.offsets[-1]
+  shape = length, teacher.code_dim
   number = np.arange(case.batch, dtype=np.uint32)
   seed = np.full_like(number, case.seed)
-  vocab = teacher['vocab_size']
   np.savez(
       case.folder / 'inputs.npz',
-      labels=(number % teacher['num_classes']).astype(np.int32),
+      labels=(number % teacher.num_classes).astype(np.int32),
       seed=seed, pair_id=number,
       noise=np.asarray(jax.jit(
           functools.partial(pair_noise, shape=shape)
       )(seed, number)),
-      indices=rng.integers(0, vocab, (case.batch, length), np.int32),
+      indices=rng.integers(
+          0, teacher.vocab_size, (case.batch, length), np.int32
+      ),
   )
   return {
       'parameters': parameters,
-      'flops': {row: jax_var.count(row, case.model) for row in rows},
+      'flops': {row: jax_side.count(row, case.model) for row in rows},
   }
 
 

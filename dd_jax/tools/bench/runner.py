@@ -43,7 +43,7 @@ class Settings:
     model: entry of `workloads.SIZES`.
     batches: examples of a call.
     frameworks: sides that run.
-    rows: entries of `workloads.WORKLOADS`.
+    rows: entries of `workloads.rows(model)`; empty for all.
     variants: ways to run them.
     rounds: processes for each row, batch size and variant.
     seconds: time for the calls of a process.
@@ -66,7 +66,9 @@ class Settings:
   def __post_init__(self) -> None:
     _one_of('model', [self.model], workloads.SIZES)
     _one_of('frameworks', self.frameworks, workloads.FRAMEWORKS)
-    _one_of('rows', self.rows, workloads.WORKLOADS)
+    known = workloads.rows(self.model)
+    object.__setattr__(self, 'rows', self.rows or tuple(known))
+    _one_of('rows', self.rows, known)
     _one_of('variants', self.variants, workloads.VARIANTS)
     for name, value in (
         ('batch', min(self.batches, default=0)), ('rounds', self.rounds),
@@ -172,11 +174,12 @@ def run(
 
 def order(settings: Settings) -> Iterator[tuple[Entry, int]]:
   """Processes in turn: every second round runs the other way round."""
+  known = workloads.rows(settings.model)
   entries = [
       Entry(row, batch, framework, variant)
       for batch in settings.batches for row in settings.rows
       for framework in settings.frameworks
-      for variant in workloads.WORKLOADS[row].variants.get(framework, ())
+      for variant in known[row].variants.get(framework, ())
       if variant in settings.variants
   ]
   for number in range(settings.rounds):

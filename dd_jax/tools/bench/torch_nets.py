@@ -4,8 +4,8 @@
 
 Plain inference and training code for fixed sizes: fused attention, a cache that
 is written in place, modulations made once. Parameters have the names of the
-released files, so that their weight tables lead here. The only module of the
-library, with `torch_var`, that needs torch.
+released files, so that their weight tables lead here. With the other
+modules `torch_*` the only one of the library that needs torch.
 """
 
 from __future__ import annotations

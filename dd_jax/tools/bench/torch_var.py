@@ -5,45 +5,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-import os
-import time
 from typing import Any
 
-import numpy as np
-from safetensors import safe_open
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dd_jax.tools.bench import torch_nets, workloads
+from dd_jax.tools.bench import torch_nets, torch_side, workloads
 from dd_jax.tools.bench.program import Case, Program
 
 Tensor = torch.Tensor
-Tensors = Mapping[str, Tensor]
+Tensors = torch_side.Tensors
 
 
 def make(row: str, case: Case) -> Program:
   """The program of a row, with its weights."""
-  # Read when torch compiles its first program.
-  os.environ['TORCHINDUCTOR_CACHE_DIR'] = str(case.cache)
-  os.environ['TORCHINDUCTOR_COMPILE_THREADS'] = str(case.threads)
-  torch.set_num_threads(case.threads)
-  torch.manual_seed(case.seed)
-  inputs = {
-      # Unsigned numbers are those of pairs, which only our side draws from.
-      k: torch.from_numpy(v) for k, v in case.inputs().items()
-      if v.dtype != np.uint32
-  }
+  inputs = torch_side.prepare(case)
   return _ROWS[row](case, workloads.SIZES[case.model], inputs)
 
 
 def teacher(case: Case, size: workloads.Size, inputs: Tensors) -> Program:
-  net = _load(case, 'teacher', torch_nets.Teacher(size.teacher))
-  quantize = _load(case, 'vae', torch_nets.VQVAE(size.vae)).quantize
+  net = torch_side.load(case, 'teacher', torch_nets.Teacher(size.teacher))
+  quantize = torch_side.load(case, 'vae', torch_nets.VQVAE(size.vae)).quantize
   # Of the whole network torch would compile a program for every scale; of a
   # block it compiles one for every scale too, but a depth-th of the size.
   for block in net.blocks:
-    _compile(case, block)
+    torch_side.compile_in(case, block)
   scales = len(size.vae['patch_nums'])
 
   @torch.inference_mode()
@@ -59,26 +46,21 @@ def teacher(case: Case, size: workloads.Size, inputs: Tensors) -> Program:
       ramp = size.sampling['cfg'] * scale / (scales - 1)
       logits = torch.lerp(cond, uncond, -ramp)
       log_p = filtered(logits, size.sampling).log_softmax(-1)
-      # At temperature 1 this is how categorical variables are drawn.
-      chance = torch.empty_like(log_p).exponential_().log_()
-      tokens.append(log_p.sub_(chance, alpha=temperature).argmax(-1))
+      tokens.append(torch_side.draw(log_p, temperature))
       codes = quantize.embedding(tokens[-1])
       f_hat = quantize.add(f_hat, codes, scale)
       if scale < scales - 1:
         maps = quantize.next_map(f_hat, scale).repeat(2, 1, 1)
     return torch.cat(tokens, dim=1)
 
-  return _program(
+  return torch_side.program(
       lambda: {'indices': sample(0.0)}, lambda: sample(1.0)
   )
 
 
 def filtered(logits: Tensor, sampling: Mapping[str, Any]) -> Tensor:
   """Logits with -inf for what top-k and, of the rest, top-p leave out."""
-  kth = logits.topk(sampling['top_k'], sorted=False).values.amin(
-      -1, keepdim=True
-  )
-  logits = logits.masked_fill(logits < kth, -torch.inf)
+  logits = torch_side.filter_top_k(logits, sampling['top_k'])
   ordered, order = logits.sort(-1)
   drop = ordered.softmax(-1).cumsum(-1) <= 1 - sampling['top_p']
   drop[..., -1] = False
@@ -88,9 +70,10 @@ def filtered(logits: Tensor, sampling: Mapping[str, Any]) -> Tensor:
 
 
 def student(case: Case, size: workloads.Size, inputs: Tensors) -> Program:
-  net = _load(case, 'student', torch_nets.Student(size.teacher))
-  codebook = _load(case, 'vae', torch_nets.VQVAE(size.vae)).quantize.embedding
-  _compile(case, net)
+  net = torch_side.load(case, 'student', torch_nets.Student(size.teacher))
+  vae = torch_side.load(case, 'vae', torch_nets.VQVAE(size.vae))
+  codebook = vae.quantize.embedding
+  torch_side.compile_in(case, net)
   split = sum(n * n for n in size.vae['patch_nums'][: size.split])
   offset = torch.zeros_like(inputs['labels'])
 
@@ -101,32 +84,32 @@ def student(case: Case, size: workloads.Size, inputs: Tensors) -> Program:
     merged = torch.cat([codebook(indices[:, :split]), codes[:, split:]], dim=1)
     return {'codes': merged, 'indices': indices}
 
-  return _program(step, step)
+  return torch_side.program(step, step)
 
 
 def decode(case: Case, size: workloads.Size, inputs: Tensors) -> Program:
-  net = _load(case, 'vae', torch_nets.VQVAE(size.vae))
+  net = torch_side.load(case, 'vae', torch_nets.VQVAE(size.vae))
   net = net.to(memory_format=torch.channels_last)
-  _compile(case, net)
+  torch_side.compile_in(case, net)
 
   @torch.inference_mode()
   def images() -> Tensors:
     codes = net.quantize.embedding(inputs['indices'])
     return {'image': net(codes).permute(0, 2, 3, 1)}
 
-  return _program(images, images)
+  return torch_side.program(images, images)
 
 
 def train(case: Case, size: workloads.Size, inputs: Tensors) -> Program:
-  net = _load(case, 'student', torch_nets.Student(size.teacher))
-  vae = _load(case, 'vae', torch_nets.VQVAE(size.vae))
+  net = torch_side.load(case, 'student', torch_nets.Student(size.teacher))
+  vae = torch_side.load(case, 'vae', torch_nets.VQVAE(size.vae))
   codebook = vae.quantize.embedding.weight.detach().clone()
   del vae
-  _compile(case, net)
+  torch_side.compile_in(case, net)
   kernels = [m.weight for m in net.modules() if isinstance(m, nn.Linear)]
   chosen = set(map(id, kernels))
   rest = [p for p in net.parameters() if id(p) not in chosen]
-  # As `jax_var.OPTIMIZER`: constant rate, decay of kernels alone.
+  # As `jax_side.OPTIMIZER`: constant rate, decay of kernels alone.
   optimizer = torch.optim.AdamW(
       [{'params': kernels, 'weight_decay': 0.05},
        {'params': rest, 'weight_decay': 0.0}],
@@ -152,43 +135,11 @@ def train(case: Case, size: workloads.Size, inputs: Tensors) -> Program:
     optimizer.step()
     return {'loss': loss.detach(), **exact}
 
-  return _program(lambda: step(checked=True), lambda: step()['loss'].item())
+  return torch_side.program(
+      lambda: step(checked=True), lambda: step()['loss'].item()
+  )
 
 
 _ROWS: Mapping[str, Callable[[Case, workloads.Size, Tensors], Program]] = {
     'teacher': teacher, 'student': student, 'decode': decode, 'train': train,
 }
-
-
-def _program(
-    check: Callable[[], Tensors], run: Callable[[], float | Any]
-) -> Program:
-  """A program whose first call compiles, as torch has it."""
-  first = None
-
-  def compile_() -> Mapping[str, float]:
-    nonlocal first
-    began = time.perf_counter()
-    first = {k: v.numpy() for k, v in check().items()}
-    return {'compile': time.perf_counter() - began}
-
-  def call() -> float | None:
-    value = run()
-    return value if isinstance(value, float) else None
-
-  return Program(compile_, lambda: first, call)
-
-
-def _load(case: Case, network: str, net: nn.Module) -> nn.Module:
-  """The network with its weights; those that it does not have are left out."""
-  wanted = net.state_dict()
-  with safe_open(case.weights(network, 'torch'), framework='pt') as file:
-    for name in wanted:
-      wanted[name].copy_(file.get_tensor(name))
-  return net
-
-
-def _compile(case: Case, net: nn.Module) -> None:
-  if case.variant == 'compile':
-    torch._dynamo.config.recompile_limit = 64
-    net.compile(dynamic=False)

@@ -41,7 +41,7 @@ def main(job_file: str, result_file: str) -> None:
     clock.append(time.time())
     seconds[name] = clock[-1] - clock[-2]
 
-  workload = workloads.WORKLOADS[job['row']]
+  workload = workloads.rows(case.model)[job['row']]
   module = importlib.import_module(workload.modules[job['framework']])
   # From before the interpreter started.
   seconds['import'] = time.time() - job['started']

@@ -1,6 +1,6 @@
 # Copyright 2026 The dd_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Our side of the benchmark of VAR: the library's functions, compiled."""
+"""Our side of the benchmark: the library's functions, compiled."""
 
 from __future__ import annotations
 
@@ -14,20 +14,25 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import safe_open
 
-from dd_jax import optim, registry
+from dd_jax import generate, optim, registry
 from dd_jax.convert import table
 from dd_jax.flow import discrete
 from dd_jax.method import Role
 from dd_jax.methods import distilled_decoding
 from dd_jax.model import Model
 from dd_jax.models.layers import count_flops
-from dd_jax.sampling import guidance, var
+from dd_jax.sampling import guidance
 from dd_jax.state import init_state
 from dd_jax.step import train_step
 from dd_jax.tools.bench import workloads
 from dd_jax.tools.bench.program import Case, Program
 
-FAMILIES = {'teacher': 'var', 'student': 'dd_var', 'vae': 'var_vqvae'}
+FAMILIES = {
+    'var': {'teacher': 'var', 'student': 'dd_var', 'vae': 'var_vqvae'},
+    'llamagen': {
+        'teacher': 'llamagen', 'student': 'dd_llamagen', 'vae': 'llamagen_vq',
+    },
+}
 OPTIMIZER = {
     'lr': 1e-4, 'b1': 0.9, 'b2': 0.95, 'weight_decay': 0.05, 'clip': 2.0,
     'warmup': 0.0, 'decay': 'constant',
@@ -42,16 +47,21 @@ Function = Callable[[Arrays, Arrays], Arrays]
 def build(size: str, network: str, variant: str = 'scan') -> Model:
   """A network of a size; its blocks in a loop, or one after the other."""
   sizes = workloads.SIZES[size]
-  family = registry.get('families', FAMILIES[network])
+  family = _family(size, network)
   if network == 'vae':
     return registry.get('models', family.model)(sizes.vae)
   fields = dict(sizes.teacher, unroll=variant == 'unrolled')
   return registry.get('models', family.model)(fields)
 
 
-def rows(network: str, config: Any) -> table.Table:
+def rows(size: str, network: str, config: Any) -> table.Table:
   """How the network's weights are named and laid out in its original."""
-  return registry.get('families', FAMILIES[network]).rows(config)
+  return _family(size, network).rows(config)
+
+
+def _family(size: str, network: str) -> Any:
+  families = FAMILIES[workloads.SIZES[size].family]
+  return registry.get('families', families[network])
 
 
 def teacher(size: workloads.Size, models: Models) -> Function:
@@ -63,17 +73,35 @@ def teacher(size: workloads.Size, models: Models) -> Function:
       chance = inputs['temperature'] * jax.random.gumbel(key, log_p.shape)
       return jnp.argmax(log_p + chance, axis=-1).astype(jnp.int32)
 
-    return {'indices': var.rollout(
-        models['teacher'], models['vae'], weights['teacher'], weights['vae'],
-        inputs['labels'], choose, **size.sampling,
-    )}
+    return _rollout(size, models, weights, inputs, choose)
 
   return run
 
 
+def pairs(size: workloads.Size, models: Models) -> Function:
+  def run(weights: Arrays, inputs: Arrays) -> Arrays:
+    choose = generate.flow_choose(
+        inputs['noise'], models['teacher'].config.offsets, solver='deis',
+        steps=50,
+    )
+    return _rollout(size, models, weights, inputs, choose)
+
+  return run
+
+
+def _rollout(
+    size: workloads.Size, models: Models, weights: Arrays, inputs: Arrays,
+    choose: Callable[..., jax.Array],
+) -> Arrays:
+  return {'indices': registry.get('samplers', size.family).rollout(
+      models['teacher'], models['vae'], weights['teacher'], weights['vae'],
+      inputs['labels'], choose, **size.sampling,
+  )}
+
+
 def student(size: workloads.Size, models: Models) -> Function:
   def run(weights: Arrays, inputs: Arrays) -> Arrays:
-    return var.few_step(
+    return registry.get('samplers', size.family).few_step(
         models['student'], models['vae'], weights['student'], weights['vae'],
         inputs['noise'], inputs['labels'], t_list=(0,), split=size.split,
     )
@@ -82,12 +110,12 @@ def student(size: workloads.Size, models: Models) -> Function:
 
 
 def decode(size: workloads.Size, models: Models) -> Function:
-  del size
+  lib = registry.get('samplers', size.family)
 
   def run(weights: Arrays, inputs: Arrays) -> Arrays:
     vae = models['vae']
     codes = vae.fns['codes'](weights['vae'], inputs['indices'])
-    return {'image': var.images_from_codes(vae, weights['vae'], codes)}
+    return {'image': lib.images_from_codes(vae, weights['vae'], codes)}
 
   return run
 
@@ -132,6 +160,7 @@ def ode(steps: int, size: workloads.Size, models: Models) -> Function:
 
 _FUNCTIONS: Mapping[str, Callable[[workloads.Size, Models], Function]] = {
     'teacher': teacher,
+    'pairs': pairs,
     'student': student,
     'decode': decode,
     'transformer': transformer,
@@ -177,9 +206,9 @@ def train(
 def count(row: str, size: str) -> int:
   """FLOPs of the products of one call on one example."""
   sizes = workloads.SIZES[size]
-  models = {n: build(size, n) for n in workloads.WORKLOADS[row].networks}
+  models = {n: build(size, n) for n in workloads.rows(size)[row].networks}
   weights = {n: m.abstract() for n, m in models.items()}
-  inputs = jax.eval_shape(lambda: _example(sizes))
+  inputs = jax.eval_shape(lambda: _example(size))
   if row == 'train':
     step, state, frozen = train(sizes, models, weights)
     return count_flops(step, state, frozen, _batch(inputs))
@@ -192,7 +221,7 @@ def make(row: str, case: Case) -> Program:
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
   sizes = workloads.SIZES[case.model]
-  networks = workloads.WORKLOADS[row].networks
+  networks = workloads.rows(case.model)[row].networks
   models = {n: build(case.model, n, case.variant) for n in networks}
   weights = {n: _load(case, n, m) for n, m in models.items()}
   inputs = {k: jnp.asarray(v) for k, v in case.inputs().items()}
@@ -277,15 +306,16 @@ def _log_p(size: workloads.Size, inputs: Arrays) -> jax.Array:
   return jax.nn.log_softmax(logits)
 
 
-def _example(size: workloads.Size) -> Arrays:
+def _example(size: str) -> Arrays:
   """Inputs of one example, for their shapes."""
-  length = sum(n * n for n in size.teacher['patch_nums'])
+  config = build(size, 'teacher').config
+  length = config.offsets[-1]
   tokens = jnp.zeros((1, length), jnp.int32)
   number = jnp.zeros(1, jnp.uint32)
   inputs = {
       'labels': jnp.zeros(1, jnp.int32), 'indices': tokens, 'seed': number,
       'pair_id': number,
-      'noise': jnp.zeros((1, length, size.teacher['code_dim'])),
+      'noise': jnp.zeros((1, length, config.code_dim)),
       'key': jax.random.key(0), 'temperature': jnp.zeros(()),
   }
-  return inputs | {'log_p': _log_p(size, inputs)}
+  return inputs | {'log_p': _log_p(workloads.SIZES[size], inputs)}
