@@ -17,7 +17,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import shutil
 from typing import Any
 
 from etils import epath
@@ -26,7 +25,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dd_jax import registry
+from dd_jax import paths, registry
 from dd_jax.config import canonical_json
 from dd_jax.model import Model, Params
 from dd_jax.state import TrainState
@@ -134,6 +133,8 @@ class Checkpointer:
     """Says what a failed write means, whatever library it failed in."""
     try:
       yield
+    except jax.errors.JaxRuntimeError:  # of another process, not of the disk
+      raise
     except Exception as e:
       raise OSError(
           f'{self._manager.directory}: a checkpoint could not be written '
@@ -143,6 +144,26 @@ class Checkpointer:
 
   def close(self) -> None:
     self._manager.close()
+
+
+def saves(
+    directory: epath.PathLike
+) -> Iterator[tuple[int, dict[str, Params], dict[str, int]]]:
+  """Steps, parameters by role and counts of updates of the saves of a run.
+
+  Args:
+    directory: `<stage>/checkpoints`; those that were kept are in it.
+  """
+  folders = {
+      int(p.name): p for p in epath.Path(directory).iterdir()
+      if p.name.isdigit()
+  }
+  for step, folder in sorted(folders.items()):
+    params, rest = (
+        ocp.StandardCheckpointer().restore(paths.absolute(folder) / item)
+        for item in ('params', 'opt')
+    )
+    yield step, params, {k: int(v) for k, v in rest['updates'].items()}
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
@@ -209,7 +230,7 @@ def export(
     write_description(temporary, model, hashes, parameters, source)
     if path.exists():
       path.rmtree()
-    shutil.move(temporary, path)
+    temporary.rename(path)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(f'export {path.name}')
   return digest
@@ -286,7 +307,7 @@ def load_params(
   meta = describe(path)
   try:
     params = ocp.StandardCheckpointer().restore(
-        epath.Path(path).resolve() / 'params'
+        paths.absolute(path) / 'params'
     )
   except Exception as e:
     raise ValueError(

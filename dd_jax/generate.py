@@ -10,6 +10,7 @@ how often the job was killed, leaves no trace in the data.
 from __future__ import annotations
 
 from collections.abc import Callable
+import contextlib
 import dataclasses
 import hashlib
 from typing import Any
@@ -19,7 +20,15 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
-from dd_jax import build, checkpoint, console, hooks, registry, sharding
+from dd_jax import (
+    build,
+    checkpoint,
+    console,
+    hooks,
+    metrics,
+    registry,
+    sharding,
+)
 from dd_jax import config as config_lib
 from dd_jax.data import conditions as conditions_lib
 from dd_jax.data import pairs
@@ -130,6 +139,7 @@ def run(context: Context) -> dict[str, Any]:
     ValueError: batch or shard sizes that do not fit the mesh or each other.
     Preempted: SIGTERM came between two shards.
   """
+  clock = metrics.Clock()
   config = config_lib.make(GenerateConfig, context.config, context.name)
   mesh = context.mesh
   sharding.check_batch(config.batch_size, mesh)
@@ -173,7 +183,10 @@ def run(context: Context) -> dict[str, Any]:
   todo = np.flatnonzero(pending).tolist()
   done = config.pairs - sum(len(manifest.shard_ids(s)) for s in todo)
   throttle = hooks.Throttle()
-  with console.Progress(context.name, config.pairs, done) as bar:
+  log = metrics.make_writer(context.directory, resume_at=done)
+  clock.turn('compile')  # up to the first program
+  with (contextlib.closing(log),
+        console.Progress(context.name, config.pairs, done) as bar):
     for shard in todo:
       hooks.raise_if_preempted(shard, f'{context.name}: stopped by a signal '
                                f'with {done} of {config.pairs} pairs written')
@@ -190,12 +203,18 @@ def run(context: Context) -> dict[str, Any]:
             'id': padded[rows], **conditions.take(labels[rows]),
         }, mesh)
         chunks.append(program(params['teacher'], params['vae'], batch))
+        clock.turn('step')
         throttle.add(chunks[-1])
       indices = np.concatenate([np.asarray(c) for c in chunks])[:len(ids)]
       if jax.process_index() == 0:
-        writer.write(shard, seed=context.seed, label=labels[:len(ids)],
-                     indices=indices)
+        with clock.spend('save'):
+          writer.write(shard, seed=context.seed, label=labels[:len(ids)],
+                       indices=indices)
       done += len(ids)
+      spent = clock.take()
+      log.write_scalars(done, spent | metrics.peak_memory() | {
+          'time/pairs_per_second': len(ids) / sum(spent.values()),
+      })
       bar.update(done)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(context.name)

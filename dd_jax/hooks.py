@@ -5,16 +5,17 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 import json
-import math
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import logging
 from etils import epath
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
+
+from dd_jax.method import Method
 
 
 class NotFinite(FloatingPointError):
@@ -57,34 +58,65 @@ class Throttle:
 class NanGuard:
   """Stops a run at the first metric that is not finite.
 
-  Writes `nan.json` beside the metrics: the step, the metric and the examples
-  (`index`) of the last batch, enough to replay the step.
+  Leaves what replays that step: `nan.json` (the step, its metrics that are not
+  finite, the run's seed, the step's key as `Inputs.key` has it, the updates and
+  the last checkpoint) and, for every process, `nan-<process>.npz`, its part of
+  the batch as the source gives it.
+
+  Args:
+    directory: where to.
+    seed: of the run.
+    batch_of: gives this process's part of a step's batch.
+    method: tells the updates of a step.
   """
 
-  def __init__(self, directory: epath.Path):
-    self._directory = directory
+  def __init__(
+      self, directory: epath.Path, seed: int,
+      batch_of: Callable[[int], Mapping[str, np.ndarray]], method: Method,
+  ):
+    self._directory, self._seed = directory, seed
+    self._batch_of, self._method = batch_of, method
 
   def check(
-      self, step: int, values: Mapping[str, float],
-      batch: Mapping[str, np.ndarray],
+      self, first: int, history: Sequence[Mapping[str, Any]],
+      saved: int | None,
   ) -> None:
     """Raises where a value is not finite.
+
+    Args:
+      first: step of the first entry of `history`.
+      history: metrics of consecutive steps, on the host.
+      saved: step of the last checkpoint.
 
     Raises:
       NotFinite: naming the metric, the step and the report.
     """
-    bad = [k for k, v in values.items() if not math.isfinite(v)]
-    if not bad:
-      return
+    for step, metrics in enumerate(history, first):
+      bad = [k for k, v in metrics.items() if not np.isfinite(v.compute())]
+      if bad:
+        self._stop(step, bad, saved)
+
+  def _stop(self, step: int, bad: Sequence[str], saved: int | None) -> NoReturn:
+    batch = self._batch_of(step)
+    self._directory.mkdir(parents=True, exist_ok=True)
+    part = self._directory / f'nan-{jax.process_index()}.npz'
+    with part.open('wb') as f:
+      np.savez(f, **batch)
     report = self._directory / 'nan.json'
-    report.write_text(json.dumps({
-        'step': step, 'metrics': bad,
-        'index': np.asarray(batch['index']).tolist(),
-    }))
+    if jax.process_index() == 0:
+      key = jax.random.fold_in(jax.random.key(self._seed), step)
+      report.write_text(json.dumps({
+          'step': step, 'metrics': bad, 'seed': self._seed,
+          'key': jax.random.key_data(key).tolist(),
+          'updates': [u.name for u in self._method.updates(step)],
+          'checkpoint': saved,
+      }))
+    if jax.process_count() > 1:  # who ends first would end the others
+      multihost_utils.sync_global_devices('nan')
     raise NotFinite(
-        f'{bad[0]} is not finite at or before step {step}; see {report}. The '
-        'last checkpoint is from before it: lower the learning rate or look '
-        'at the data, then run again'
+        f'{bad[0]} is not finite at step {step}; see {report} and {part.name} '
+        f'beside it. What is saved is from before it (step {saved or 0}): '
+        'lower the learning rate or look at the data, then run again'
     )
 
 

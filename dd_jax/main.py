@@ -8,9 +8,11 @@
 from __future__ import annotations
 
 import logging as std_logging
+import os
 import socket
 import sys
 import traceback
+from typing import NoReturn
 
 from absl import app, flags, logging
 from etils import epath
@@ -41,6 +43,11 @@ _VERBOSE = flags.DEFINE_boolean(
 
 _EXPECTED = (ValueError, OSError, FloatingPointError, ImportError)
 _EXIT_PREEMPTED = 143  # as if the signal had ended the process
+_EXIT_LOST = 75  # EX_TEMPFAIL: the same command may well go on
+
+# After so many seconds without a sign of life a process counts as dead, and
+# one that is done does not wait any longer for the others to be done.
+_TIMEOUTS = {'heartbeat_timeout_seconds': 30, 'shutdown_timeout_seconds': 60}
 
 
 def connect() -> None:
@@ -48,12 +55,11 @@ def connect() -> None:
 
   Even a single process needs the client: it is what tells us of SIGTERM.
   """
-  heartbeat = {'heartbeat_timeout_seconds': 30}
   if _COORDINATOR.value or jax.config.jax_platforms != 'cpu':
     try:
       jax.distributed.initialize(
           _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
-          **heartbeat,
+          **_TIMEOUTS,
       )
       return
     except ValueError:
@@ -62,7 +68,18 @@ def connect() -> None:
   with socket.socket() as s:
     s.bind(('localhost', 0))
     port = s.getsockname()[1]
-  jax.distributed.initialize(f'localhost:{port}', 1, 0, **heartbeat)
+  jax.distributed.initialize(f'localhost:{port}', 1, 0, **_TIMEOUTS)
+
+
+def _leave(status: int) -> NoReturn:
+  """Ends this process after an error, at once.
+
+  Python's own end would first wait for the other processes, while they wait
+  for this one's part of what they compute.
+  """
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)
 
 
 def main(argv: list[str]) -> None:
@@ -73,7 +90,11 @@ def main(argv: list[str]) -> None:
   )
   # Each of Orbax's tasks would tell of a write that we report once.
   std_logging.getLogger('asyncio').setLevel(std_logging.CRITICAL)
-  connect()
+  try:
+    connect()
+  except RuntimeError as e:
+    console.fail(f'the other processes cannot be reached: {e}')
+    _leave(_EXIT_LOST)
   try:
     config = _CONFIG.value.to_dict()
     workdir = epath.Path(_WORKDIR.value or f'runs/{config["name"]}')
@@ -88,7 +109,17 @@ def main(argv: list[str]) -> None:
   except _EXPECTED as e:
     logging.info('%s', traceback.format_exc())
     console.fail(str(e))
-    sys.exit(1)
+    _leave(1)
+  except Exception as e:
+    traceback.print_exc()
+    if isinstance(e, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+      console.fail(
+          f'process {jax.process_index()} of {jax.process_count()} stopped; '
+          'most likely because another one ended, whose output says why. Run '
+          'the same command again on all of them to go on'
+      )
+      _leave(_EXIT_LOST)
+    _leave(1)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import functools
 import importlib.util
 import json
+import resource
 import sys
+import time
 import types
 from typing import Any
 
@@ -100,25 +103,43 @@ class JsonlWriter(metric_writers.MetricWriter):
       resume_at: records of later steps are dropped: they will come again.
     """
     self._file = epath.Path(file)
-    kept = []
+    self._lines = []
     if self._file.exists():
-      kept = [
+      self._lines = [
           line for line in self._file.read_text().splitlines()
           if _step_of(line) <= resume_at
       ]
-    self._file.write_text(''.join(f'{line}\n' for line in kept))
+    self._write()
+    # Nothing can be added to an object of a bucket: it is written anew.
+    self._bucket = '://' in str(self._file)
+
+  def _write(self):
+    self._file.write_text(''.join(f'{line}\n' for line in self._lines))
+    self._written = time.monotonic()
 
   def write_scalars(self, step, scalars):
     record = {'step': step} | {k: float(v) for k, v in scalars.items()}
-    with self._file.open('a') as f:
-      f.write(json.dumps(record) + '\n')
+    self._lines.append(json.dumps(record))
+    if not self._bucket:
+      with self._file.open('a') as f:
+        f.write(f'{self._lines[-1]}\n')
+    elif time.monotonic() - self._written > _BUCKET_SECONDS:
+      self._write()
+
+  def flush(self):
+    if self._bucket:
+      self._write()
+
+  close = flush
 
   def _ignore(self, *args, **kwargs):
     """Only scalars go to JSON lines."""
 
   write_summaries = write_images = write_videos = write_audios = _ignore
   write_texts = write_histograms = write_pointcloud = write_hparams = _ignore
-  flush = close = _ignore
+
+
+_BUCKET_SECONDS = 60.0  # between two writes of a whole file
 
 
 def _step_of(line: str) -> float:
@@ -126,6 +147,54 @@ def _step_of(line: str) -> float:
     return json.loads(line)['step']
   except (ValueError, KeyError):  # the last line of a killed run
     return float('inf')
+
+
+class Clock:
+  """Where the time goes: every moment belongs to one part.
+
+  It starts in `init`. What runs within `spend` belongs to that part alone.
+  """
+
+  PARTS = ('init', 'compile', 'data', 'step', 'save', 'eval')
+
+  def __init__(self) -> None:
+    self._part = 'init'
+    self._began = time.monotonic()
+    self._seconds = dict.fromkeys(self.PARTS, 0.0)
+
+  def turn(self, part: str) -> str:
+    """From now on it is another part's time; returns the one before."""
+    now = time.monotonic()
+    self._seconds[self._part] += now - self._began
+    before, self._part, self._began = self._part, part, now
+    return before
+
+  @contextlib.contextmanager
+  def spend(self, part: str) -> Iterator[None]:
+    before = self.turn(part)
+    try:
+      yield
+    finally:
+      self.turn(before)
+
+  def take(self) -> dict[str, float]:
+    """Seconds of each part since the last call."""
+    self.turn(self._part)
+    taken, self._seconds = self._seconds, dict.fromkeys(self.PARTS, 0.0)
+    return {f'time/{k}_seconds': v for k, v in taken.items()}
+
+
+def peak_memory() -> dict[str, float]:
+  """Highest use so far in GiB: of this host, and of its fullest device.
+
+  Devices that do not count, CPUs among them, are left out.
+  """
+  peaks = {'host': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+  stats = [d.memory_stats() for d in jax.local_devices()]
+  devices = [s['peak_bytes_in_use'] for s in stats if s]
+  if devices:
+    peaks['device'] = max(devices)
+  return {f'memory/{k}_peak_gib': v / 2**30 for k, v in peaks.items()}
 
 
 def make_writer(

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from dd_jax import captions as captions_stage
-from dd_jax import checkpoint, programs, registry, sharding, stages
+from dd_jax import checkpoint, paths, programs, registry, sharding, stages
 from dd_jax import config as config_lib
 from dd_jax.data import captions as captions_lib
 from dd_jax.evals import report
@@ -327,7 +327,7 @@ def _find_text(
         _text_of_export, model, epath.Path(encoder), epath.Path(tokenizer)
     )
   if captions is None:
-    run = export.resolve().parent.parent.parent
+    run = paths.absolute(export).parent.parent.parent
     # How a stage encodes; stages that do it alike stand for each other.
     found = {}
     for file in sorted(run.glob('*/stage.json')):
@@ -347,7 +347,7 @@ def _find_text(
 
 
 def _text_of_stage(model: Model, folder: epath.Path) -> Text:
-  folder = folder.resolve()
+  folder = paths.absolute(folder)
   record = stages.read_record(folder)
   if record is None or record['kind'] != 'captions' or not record['complete']:
     raise FileNotFoundError(f"{folder} is no finished stage of kind 'captions'")
@@ -422,7 +422,7 @@ def _text(
 def _find_vae(
     export: epath.Path, kind: str, wanted: str | None
 ) -> epath.Path:
-  export = export.resolve()
+  export = paths.absolute(export)
   # <run>/<stage>/export/<role>-<step>, or exports side by side.
   near = dict.fromkeys(
       [*_exports(export.parent), *_exports(export.parent.parent.parent)]

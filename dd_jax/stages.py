@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from dd_jax import config as config_lib
-from dd_jax import console, registry, released, sharding
+from dd_jax import console, paths, registry, released, sharding
 
 FORMAT_VERSION = 1
 _PREFIX = 'stage:'
@@ -92,6 +92,7 @@ class Context:
 
 
 def _references(value: Any) -> Iterator[str]:
+  """All 'stage:name' and 'stage:name/role' in a config."""
   if isinstance(value, Mapping):
     for v in value.values():
       yield from _references(v)
@@ -99,7 +100,7 @@ def _references(value: Any) -> Iterator[str]:
     for v in value:
       yield from _references(v)
   elif isinstance(value, str) and value.startswith(_PREFIX):
-    yield value.removeprefix(_PREFIX).partition('/')[0]
+    yield value
 
 
 def parse(config: Mapping[str, Any]) -> list[Stage]:
@@ -113,7 +114,10 @@ def parse(config: Mapping[str, Any]) -> list[Stage]:
     values = dict(values)
     kind = values.pop('kind', None)
     registry.find('kinds', kind)
-    inputs = tuple(sorted(set(_references(values))))
+    inputs = tuple(sorted({
+        ref.removeprefix(_PREFIX).partition('/')[0]
+        for ref in _references(values)
+    }))
     for ref in inputs:
       if ref not in config['stages']:
         raise ValueError(
@@ -217,7 +221,7 @@ def run(
   """
   # Values as JSON gives them back, so that comparisons see no tuples.
   config = json.loads(json.dumps(config))
-  workdir = epath.Path(workdir).expanduser().resolve()
+  workdir = paths.absolute(workdir)
   stages = parse(config)
   names = [s.name for s in stages]
   for name in [*redo, *([only] if only else [])]:
@@ -262,8 +266,8 @@ def run(
         directory=workdir / stage.name, workdir=workdir,
         seed=stage.config['seed'], mesh=mesh, rules=config['rules'],
     )
-    for name in stage.inputs:
-      context.resolve(f'{_PREFIX}{name}')
+    for ref in sorted(set(_references(context.config))):
+      context.resolve(ref)
     record = {
         'format_version': FORMAT_VERSION, 'name': stage.name,
         'kind': stage.kind, 'config': stage.config,

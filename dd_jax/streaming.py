@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import hashlib
 import math
-import shutil
 from typing import Any, TypeVar
 
 from etils import epath
@@ -20,7 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dd_jax import checkpoint
+from dd_jax import checkpoint, paths
 from dd_jax.convert.lazy import LazyArray
 from dd_jax.convert.table import flatten
 from dd_jax.model import Model
@@ -78,7 +77,7 @@ def export(
   Returns:
     The hash that `checkpoint.export` would give.
   """
-  path = epath.Path(path).resolve()
+  path = paths.absolute(path)
   hashes: dict[str, str] = {}
 
   def hashed(name: str, leaf: LazyArray) -> LazyArray:
@@ -109,7 +108,7 @@ def export(
     raise
   if path.exists():
     path.rmtree()
-  shutil.move(temporary, path)
+  temporary.rename(path)
   return checkpoint.fingerprint(model, hashes)
 
 
@@ -151,7 +150,7 @@ def open_params(
   """
   path = epath.Path(path)
   hashes = checkpoint.describe(path)['sha256']
-  folder = path.resolve() / 'params'
+  folder = paths.absolute(path) / 'params'
   checkpointer = ocp.PyTreeCheckpointer()
   try:
     tree = checkpointer.metadata(folder).item_metadata.tree

@@ -87,7 +87,8 @@ class Programs:
         out_shardings=(shardings, sharding.replicated(self._mesh)),
     ).trace(state, frozen, batch)
 
-  def __call__(self, updates: Any, state: Any, frozen: Any, batch: Any) -> Any:
+  def prepare(self, updates: Any, state: Any, frozen: Any, batch: Any) -> None:
+    """Compiles what `__call__` would run, where that was not done before."""
     if updates not in self.compiled:
       began = time.monotonic()
       self.compiled[updates] = self.trace(
@@ -97,6 +98,9 @@ class Programs:
           'compiled %s in %.1f s', [u.name for u in updates],
           time.monotonic() - began,
       )
+
+  def __call__(self, updates: Any, state: Any, frozen: Any, batch: Any) -> Any:
+    self.prepare(updates, state, frozen, batch)
     return self.compiled[updates](state, frozen, batch)
 
 
@@ -145,6 +149,7 @@ def train(
     method: Method, config: TrainConfig, sources: Mapping[str, Params | None],
     frozen: Mapping[str, Params], directory: epath.Path, *, name: str,
     seed: int, mesh: Mesh, rules: str, resolve: build.Resolve,
+    clock: metrics.Clock,
 ) -> TrainState:
   """Trains to the last step, from the latest checkpoint if there is one.
 
@@ -159,6 +164,7 @@ def train(
     mesh: see `sharding.make_mesh`.
     rules: name of a sharding preset.
     resolve: turns 'stage:name' in data paths into folders.
+    clock: started when the stage did.
 
   Returns:
     The state after the last step.
@@ -171,10 +177,11 @@ def train(
   sharding.check_batch(config.batch_size, mesh, config.micro_batches)
   source = build.build_source(config.data, resolve)
   heldout = config.heldout and build.build_source(config.heldout, resolve)
-  iterator = pipeline.make_iterator(
-      source, batch_size=config.batch_size, seed=seed,
+  stream = dict(
+      source=source, batch_size=config.batch_size, seed=seed,
       process_index=jax.process_index(), process_count=jax.process_count(),
   )
+  iterator = pipeline.make_iterator(**stream)
   abstract, fresh = fresh_state(method, seed, sources, mesh, rules)
   saver = checkpoint.Checkpointer(
       directory / 'checkpoints', save_every=config.save_every,
@@ -189,65 +196,71 @@ def train(
   writer = metrics.make_writer(directory, resume_at=start)
   programs = Programs(method, config.micro_batches, mesh)
   evaluations: dict[Any, Any] = {}
-  guard, throttle = hooks.NanGuard(directory), hooks.Throttle()
+  guard = hooks.NanGuard(
+      directory, seed, pipeline.make_batches(**stream).__getitem__, method
+  )
+  throttle = hooks.Throttle()
   profile = hooks.Profile(
       directory / 'profile', config.profile_first, config.profile_steps
   )
-  history, batch, waited, flops_done = [], None, 0.0, 0
-  began = time.monotonic()
+  history, flops_done = [], 0
 
   def report(step: int) -> str:
     """Writes what has been gathered since the last report."""
-    nonlocal waited, flops_done, began
+    nonlocal flops_done
     if not history:
       return ''
-    values = metrics.reduce(history)
-    guard.check(step, values, batch)
-    seconds = time.monotonic() - began
+    steps = jax.device_get(history)
+    guard.check(step - len(steps), steps, saver.latest_step)
+    values, spent = metrics.reduce(steps), clock.take()
+    seconds = sum(spent.values())
     speed = {
         'time/steps_per_second': len(history) / seconds,
         'time/examples_per_second':
             len(history) * config.batch_size / seconds,
-        'time/data_wait': waited / seconds,
+        'time/data_wait': spent['time/data_seconds'] / seconds,
     }
     used = flops.utilisation(flops_done, seconds, mesh.devices.flatten())
     if used is not None:
       speed['time/mfu'] = used
-    writer.write_scalars(step, values | speed)
+    writer.write_scalars(
+        step, values | speed | spent | metrics.peak_memory()
+    )
     history.clear()
-    waited, flops_done, began = 0.0, 0, time.monotonic()
+    flops_done = 0
     losses = [f'{k} {v:.4g}' for k, v in values.items() if k.endswith('/loss')]
     return '  '.join(losses)
 
+  clock.turn('step')
   try:
     with console.Progress(name, config.steps, start) as bar:
       for step in range(start, config.steps):
         # The order is law: evaluate, save, and only then advance the data, so
         # that a resumed run sees the batch that comes next and no other.
         if heldout and config.eval_every and step % config.eval_every == 0:
-          writer.write_scalars(step, evaluate_losses(
-              method, state, frozen, heldout, config, mesh, evaluations
-          ))
+          with clock.spend('eval'):
+            writer.write_scalars(step, evaluate_losses(
+                method, state, frozen, heldout, config, mesh, evaluations
+            ))
         preempted = saver.reached_preemption(step)
         if step > start and (preempted or saver.should_save(step)):
           report(step)
-          saver.save(state, iterator, {'stage': name}, force=preempted)
+          with clock.spend('save'):
+            saver.save(state, iterator, {'stage': name}, force=preempted)
         if preempted:
           saver.wait()
           raise hooks.Preempted(
               f'{name}: stopped by a signal, saved at step {step}; run the '
               'same command again to go on'
           )
-        asked = time.monotonic()
-        host_batch = next(iterator)
-        host_batch = method.collect(state.params, host_batch, step)
-        waited += time.monotonic() - asked
-        batch = host_batch
+        with clock.spend('data'):
+          batch = method.collect(state.params, next(iterator), step)
+          batch = sharding.place_batch(batch, mesh)
         updates = method.updates(step)
+        with clock.spend('compile'):
+          programs.prepare(updates, state, frozen, batch)
         profile.before(step)
-        state, outputs = programs(
-            updates, state, frozen, sharding.place_batch(batch, mesh)
-        )
+        state, outputs = programs(updates, state, frozen, batch)
         profile.after(step + 1, outputs)
         throttle.add(outputs)
         # One step behind: step n is on its way while n-1 is read.
@@ -259,12 +272,15 @@ def train(
         bar.update(step + 1, note)
       report(config.steps)
     if heldout and config.eval_every:
-      writer.write_scalars(config.steps, evaluate_losses(
-          method, state, frozen, heldout, config, mesh, evaluations
-      ))
-    if saver.latest_step != config.steps:
-      saver.save(state, iterator, {'stage': name}, force=True)
-    saver.wait()
+      with clock.spend('eval'):
+        writer.write_scalars(config.steps, evaluate_losses(
+            method, state, frozen, heldout, config, mesh, evaluations
+        ))
+    with clock.spend('save'):
+      if saver.latest_step != config.steps:
+        saver.save(state, iterator, {'stage': name}, force=True)
+      saver.wait()
+    writer.write_scalars(config.steps, clock.take())
   finally:
     profile.close()
     writer.close()
@@ -278,6 +294,7 @@ def run(context: Context) -> dict[str, Any]:
   Returns:
     `exports`, folder by role, and `hashes` by role.
   """
+  clock = metrics.Clock()
   config = config_lib.make(TrainConfig, context.config, context.name)
   method, sources, frozen = build.build_method(
       config.method, config.roles, config.frozen, config.steps,
@@ -286,17 +303,16 @@ def run(context: Context) -> dict[str, Any]:
   state = train(
       method, config, sources, frozen, context.directory, name=context.name,
       seed=context.seed, mesh=context.mesh, rules=context.rules,
-      resolve=context.resolve,
+      resolve=context.resolve, clock=clock,
   )
   described = {
       'stage': context.name, 'step': config.steps, 'seed': context.seed,
       'method': dict(config.method),
       # Who samples from the export needs to know its tokenizer.
       'frozen': {
-          name: checkpoint.describe(context.resolve(
-              entry if isinstance(entry, str) else entry['path']
-          ))['hash']
+          name: checkpoint.describe(context.resolve(path))['hash']
           for name, entry in config.frozen.items()
+          if (path := entry if isinstance(entry, str) else entry.get('path'))
       },
   }
   exports, hashes = {}, {}

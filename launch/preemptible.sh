@@ -5,7 +5,8 @@
 #
 # Done is status 0. 1 (a mistake that the run reports), 2 (wrong use) and 130
 # (Ctrl-C) would come again and end it too. The rest, such as 143 of a
-# preempted run, is tried again, at most MAX_RESTARTS times (100).
+# preempted run or 75 of one that lost another host, is tried again, at most
+# MAX_RESTARTS times (100).
 set -uo pipefail
 
 if (($# == 0)); then

@@ -5,7 +5,9 @@
 #
 # Every worker needs this repository at ~/dd_jax, `pip install -e '.[tpu]'`, and
 # the work directory on a file system that all of them mount. Each keeps a log
-# at ~/dd_jax/<host>.log.
+# at ~/dd_jax/<host>.log. When the VM itself is gone, the command RECREATE, if
+# there is one, has to bring it back as it was; otherwise this script waits for
+# somebody to do so.
 set -euo pipefail
 
 if (($# < 2)); then
@@ -18,6 +20,25 @@ if (($# == 0)); then
   set -- --config=configs/dd_var.py:digits --workdir=runs/dd_var_digits
 fi
 printf -v run '%q ' launch/preemptible.sh python -m dd_jax.main "$@"
-# The login shell of the workers is bash; without pipefail tee would hide errors.
-gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all \
-  --command="set -o pipefail; cd dd_jax && $run 2>&1 | tee -a \$(hostname).log"
+for ((attempt = 0; ; attempt++)); do
+  # The login shell of the workers is bash; without pipefail tee hides errors.
+  status=0
+  gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all \
+    --command="set -o pipefail; cd dd_jax && $run 2>&1 | tee -a \$(hostname).log" ||
+    status=$?
+  case $status in 0 | 1 | 2 | 130) exit "$status" ;; esac
+  if ((attempt >= ${MAX_RESTARTS:-100})); then
+    echo "$0: status $status after $attempt restarts; giving up" >&2
+    exit "$status"
+  fi
+  while state=$(gcloud compute tpus tpu-vm describe "$name" --zone="$zone" \
+    --format='value(state)' || echo GONE) && [[ $state != READY ]]; do
+    echo "$0: $name is $state" >&2
+    if [[ -n ${RECREATE:-} ]]; then
+      bash -c "$RECREATE" || true
+    fi
+    sleep "${RETRY_SECONDS:-60}"
+  done
+  echo "$0: status $status; going on" >&2
+  sleep "${RETRY_SECONDS:-10}"
+done

@@ -8,25 +8,57 @@ import json
 import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
+UNHARMED = ('NONE', '0')
 
 
-def run_main(cache, *args, kill=('NONE', '0'), flags=''):
-  """Runs dd_jax.main as `tests/killable.py` says; programs go to `cache`."""
-  environment = os.environ | {
+def environment_of(cache, flags=''):
+  """Variables of a run; its programs go to `cache`."""
+  return os.environ | {
       'JAX_COMPILATION_CACHE_DIR': str(cache),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.3',
       'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu',
       'PYTHONPATH': str(ROOT),
+      'PATH': f'{pathlib.Path(sys.executable).parent}:{os.environ["PATH"]}',
   }
+
+
+def run_main(cache, *args, kill=UNHARMED, flags=''):
+  """Runs dd_jax.main as `tests/killable.py` says; programs go to `cache`."""
   return subprocess.run(
       [sys.executable, 'tests/killable.py', *kill, *args], cwd=ROOT,
-      env=environment, capture_output=True, text=True, timeout=600,
-      check=False,
+      env=environment_of(cache, flags), capture_output=True, text=True,
+      timeout=600, check=False,
   )
+
+
+def start_main(cache, log, *args, kill=UNHARMED, flags=''):
+  """As `run_main`, but does not wait; what it says is added to `log`."""
+  with log.open('ab') as file:
+    return subprocess.Popen(
+        [sys.executable, 'tests/killable.py', *kill, *args], cwd=ROOT,
+        env=environment_of(cache, flags), stdout=file, stderr=file,
+    )
+
+
+def start_pair(cache, log, *args, kills=(UNHARMED, UNHARMED)):
+  """Two processes of four devices; the second one's log ends in `.1`."""
+  with socket.socket() as s:
+    s.bind(('localhost', 0))
+    port = s.getsockname()[1]
+  return [
+      start_main(
+          cache, log.with_suffix(f'.{i}'), *args,
+          f'--coordinator=localhost:{port}', '--num_processes=2',
+          f'--process_id={i}', kill=kill,
+          flags='--xla_force_host_platform_device_count=4',
+      )
+      for i, kill in enumerate(kills)
+  ]
 
 
 def record(workdir, stage):
@@ -49,6 +81,17 @@ def copy_of(finished, tmp_path, without):
   for stage in without:
     shutil.rmtree(workdir / stage)
   return workdir
+
+
+def unfinish(workdir, stage, *patterns):
+  """Takes files away from a stage, as if it had been stopped before them."""
+  told = record(workdir, stage) | {'complete': False}
+  (workdir / stage / 'stage.json').write_text(json.dumps(told))
+  for pattern in patterns:
+    found = list((workdir / stage).glob(pattern))
+    assert found, pattern
+    for path in found:
+      shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def check_refused(cache, config, workdir, *args, match):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import pathlib
@@ -16,15 +17,15 @@ import sys
 from PIL import Image
 import pytest
 
-from dd_jax import build, stages
+from dd_jax import build, metrics, stages
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGE = (ROOT / 'docs/bring_your_data.md').read_text()
 CONFIG = 'configs/dd_var.py'
 
 
-def blocks(language):
-  return re.findall(rf'^```{language}\n(.*?)^```', PAGE, re.M | re.S)
+def blocks(language, page=PAGE):
+  return re.findall(rf'^```{language}\n(.*?)^```', page, re.M | re.S)
 
 
 def run_page(tmp_path, monkeypatch, change):
@@ -114,3 +115,149 @@ def test_names_that_a_page_shows_exist():
   assert f'student-{config["stages"]["student"]["steps"]} ' in PAGE
   config = config_of('tiny')
   assert f'student-{config["stages"]["student"]["steps"]} ' in PAGE
+
+
+# Pages whose commands need machines that a test has not. There, programs in
+# `ELSEWHERE` are replaced by stand-ins that write down what they are asked.
+PAGES = ('gke', 'metrics', 'resume', 'shard_your_model', 'slurm', 'tpu_vm')
+ELSEWHERE = ('docker', 'gcloud', 'kubectl', 'pip', 'sbatch', 'squeue',
+             'tensorboard')
+
+
+def page_of(name):
+  return (ROOT / f'docs/{name}.md').read_text()
+
+
+def run_commands(name, tmp_path, stand_ins, **variables):
+  """All commands of a page, as they stand there; what the stand-ins got."""
+  folder = tmp_path / 'bin'
+  folder.mkdir()
+  for program in stand_ins:
+    file = folder / program
+    file.write_text(
+        '#!/usr/bin/env bash\n'
+        f'{{ printf "%q " {program} "$@"; echo; }} >> {tmp_path}/calls\n'
+        'if [[ " $* " == *" - "* ]]; then cat > /dev/null; fi\n'
+    )
+    file.chmod(0o755)
+  if 'python' not in stand_ins:
+    # By a link, Python would not find the packages of its environment.
+    (folder / 'python').write_text(
+        f'#!/usr/bin/env bash\nexec {sys.executable} "$@"\n'
+    )
+    (folder / 'python').chmod(0o755)
+  for part in ('configs', 'launch', 'dd_jax'):
+    (tmp_path / part).symlink_to(ROOT / part)
+  # A page may name a script of the reader's own.
+  (tmp_path / 'make_digits.sh').touch()
+  result = subprocess.run(
+      ['bash', '-euo', 'pipefail', '-c',
+       ''.join(blocks('bash', page_of(name)))],
+      cwd=tmp_path, text=True, capture_output=True, check=False, timeout=900,
+      env=os.environ | {
+          'PATH': f'{folder}:{os.environ["PATH"]}', 'RETRY_SECONDS': '0',
+          'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', **variables,
+      },
+  )
+  assert result.returncode == 0, result.stderr
+  calls = tmp_path / 'calls'
+  lines = calls.read_text().splitlines() if calls.exists() else []
+  return [shlex.split(line) for line in lines], result.stdout
+
+
+def check_python(args):
+  """A module, flags that it has, a config that exists and fields of it."""
+  assert args[0] == '-m'
+  module = ROOT / (args[1].replace('.', '/') + '.py')
+  known = set(re.findall(r"DEFINE_\w+\(\s*'(\w+)'", module.read_text()))
+  config, flags = None, {}
+  for arg in args[2:]:
+    name, _, value = arg.removeprefix('--').partition('=')
+    assert arg.startswith('--') and name.split('.')[0] in known, arg
+    flags[name] = value
+  file, _, arg = flags['config'].partition(':')
+  config = runpy.run_path(str(ROOT / file))['get_config'](arg).to_dict()
+  stages.parse(config)
+  for name, value in flags.items():
+    field = config
+    for part in name.split('.')[1:]:
+      field = field[part]
+    assert name not in ('stage', 'redo') or value in config['stages']
+
+
+@pytest.mark.parametrize('name', PAGES)
+def test_commands_with_stand_ins(name, tmp_path):
+  calls, _ = run_commands(name, tmp_path, (*ELSEWHERE, 'python', 'tail'))
+  called = collections.Counter(call[0] for call in calls)
+  for program, *args in calls:
+    if program == 'python':
+      check_python(args)
+    if program == 'sbatch':
+      script = next(i for i, a in enumerate(args) if a.startswith('launch/'))
+      assert (ROOT / args[script]).exists()
+      check_python(['-m', 'dd_jax.main', *args[script + 1:]])
+    if program == 'gcloud' and 'dd_jax.main' in args[-1]:
+      command = shlex.split(re.search(r'&& (.*) 2>&1', args[-1])[1])
+      check_python(command[command.index('-m'):])
+  assert called == {
+      'gke': {'kubectl': 4, 'docker': 2},
+      'metrics': {'python': 1, 'tail': 1, 'tensorboard': 1},
+      'resume': {'python': 6},
+      'shard_your_model': {'python': 2},
+      'slurm': {'pip': 1, 'sbatch': 2, 'squeue': 1},
+      'tpu_vm': {'python': 1, 'gcloud': 5},
+  }[name]
+
+
+def test_the_model_of_the_page_is_sharded(capsys):
+  names = {'__name__': '__main__'}  # where a dataclass looks
+  first, second = blocks('python', page_of('shard_your_model'))
+  exec(first, names)
+  exec(second, names)
+  expected = re.search(r'# (\(.*\))', second)[1]
+  assert capsys.readouterr().out.strip() == expected
+  kernel = names['params']['up']['kernel']
+  assert kernel.addressable_shards[0].data.shape == (32, 128)
+
+
+def test_seconds_of_the_page_add_up(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  file = tmp_path / 'runs/metrics/tokenizer/metrics.jsonl'
+  file.parent.mkdir(parents=True)
+  file.write_text(
+      '{"step": 1, "time/step_seconds": 2, "time/init_seconds": 1}\n'
+      '{"step": 2, "time/step_seconds": 4, "time/save_seconds": 1}\n'
+  )
+  (code,) = blocks('python', page_of('metrics'))
+  exec(code, {})
+  assert 'goodput 75%' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['metrics', 'resume', 'shard_your_model'])
+def test_commands_for_any_machine(name, tmp_path, monkeypatch, capsys):
+  _, said = run_commands(
+      name, tmp_path, ELSEWHERE, XLA_FLAGS='--xla_backend_optimization_level=0'
+  )
+  runs = tmp_path / 'runs'
+  if name == 'resume':
+    assert (runs / 'resume/report/report.md').exists()
+    assert (runs / 'rehearsal/report/report.md').exists()
+    assert 'stopped by a signal' in said
+  if name == 'metrics':
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks('python', page_of(name))
+    exec(code, {})
+    assert 'goodput' in capsys.readouterr().out
+
+
+def test_keys_of_the_page_are_those_that_are_written():
+  table = set(re.findall(r'`((?:time|memory)/\w+)`', page_of('metrics')))
+  text = ''.join(
+      (ROOT / f'dd_jax/{name}.py').read_text()
+      for name in ('generate', 'metrics', 'train')
+  )
+  written = set(re.findall(r"'(time/\w+)'", text))
+  written |= {f'time/{part}_seconds' for part in metrics.Clock.PARTS}
+  written |= {f'memory/{k}_peak_gib' for k in ('host', 'device')}
+  assert table == written

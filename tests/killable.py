@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs dd_jax.main and lets something go wrong.
 
-    python tests/killable.py KILL 7 ...    signal after 7 programs
+    python tests/killable.py KILL 7 ...    signal after 7 programs; TERM, STOP
+    python tests/killable.py FAIL 7 ...    error after 7 programs
     python tests/killable.py FULL 4096 ... no file may grow beyond 4096 bytes
     python tests/killable.py NONE 0 ...    nothing
 """
@@ -24,7 +25,11 @@ def add_and_kill(self, outputs):
   global count
   add(self, outputs)
   count -= 1
+  if not count and name == 'FAIL':
+    raise ValueError('planted')
   if not count:
+    sys.stderr.write(f'SIG{name} now\n')
+    sys.stderr.flush()
     os.kill(os.getpid(), getattr(signal, f'SIG{name}'))
     time.sleep(3)  # what listens for the signal has a thread of its own
 

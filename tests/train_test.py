@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 
 import jax
@@ -14,7 +15,17 @@ import orbax.checkpoint as ocp
 import pytest
 import toy_method
 
-from dd_jax import build, checkpoint, hooks, optim, sharding, stages, train
+from dd_jax import (
+    build,
+    checkpoint,
+    hooks,
+    metrics,
+    optim,
+    sharding,
+    stages,
+    train,
+)
+from dd_jax.data import pipeline
 
 
 @pytest.fixture
@@ -32,11 +43,38 @@ def export_of(workdir, role, steps=12):
 
 
 def losses_by_step(workdir):
+  by_step = {}
+  for values in records_of(workdir):
+    by_step.setdefault(values['step'], {}).update({
+        k: v for k, v in values.items()
+        if not k.startswith(('time/', 'memory/'))
+    })
+  return by_step
+
+
+def records_of(workdir):
   lines = (workdir / 'run/metrics.jsonl').read_text().splitlines()
-  return {
-      r['step']: {k: v for k, v in r.items() if not k.startswith('time/')}
-      for r in map(json.loads, lines)
-  }
+  return [json.loads(line) for line in lines]
+
+
+class Killed(Exception):
+  """Something that no handler knows."""
+
+
+ADD = hooks.Throttle.add
+
+
+def stop_after(monkeypatch, steps):
+  """The loop breaks when so many steps have been started."""
+  left = [steps]
+
+  def add(self, outputs):
+    left[0] -= 1
+    if not left[0]:
+      raise Killed
+    ADD(self, outputs)
+
+  monkeypatch.setattr(hooks.Throttle, 'add', add)
 
 
 def assert_trees_close(a, b, **tolerance):
@@ -194,23 +232,10 @@ def test_adapter_trains_only_the_correction(teacher, tmp_path):
 def test_resume_is_bitwise(teacher, tmp_path, monkeypatch):
   straight = toy_method.make_config(teacher, steps=12, save_every=5)
   stages.run(straight, tmp_path / 'a')
-
-  class Killed(Exception):
-    pass
-
-  add = hooks.Throttle.add
-  calls = []
-
-  def killing(self, outputs):
-    calls.append(1)
-    if len(calls) == 8:
-      raise Killed
-    add(self, outputs)
-
-  monkeypatch.setattr(hooks.Throttle, 'add', killing)
+  stop_after(monkeypatch, 8)
   with pytest.raises(Killed):
     stages.run(straight, tmp_path / 'b')
-  monkeypatch.setattr(hooks.Throttle, 'add', add)
+  stop_after(monkeypatch, 100)
   stages.run(straight, tmp_path / 'b')
   for role in ('student', 'critic', 'adapter'):
     jax.tree.map(
@@ -235,13 +260,118 @@ def test_export_loads_in_one_line_of_orbax(teacher, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, params, loaded)
 
 
-def test_nan_in_the_data_stops_the_run_and_names_the_step(teacher, tmp_path):
-  config = toy_method.make_config(teacher, bad=3, save_every=2)
-  with pytest.raises(hooks.NotFinite, match='is not finite at or before'):
-    stages.run(config, tmp_path / 'w')
-  report = json.loads((tmp_path / 'w/run/nan.json').read_text())
-  assert len(report['index']) == 32
+def test_a_planted_nan_leaves_what_replays_it(teacher, tmp_path):
+  config = toy_method.make_config(teacher, bad=4, save_every=2, steps=20)
+  for _ in range(2):  # run again, it stops at the same step
+    with pytest.raises(hooks.NotFinite, match='is not finite at step') as info:
+      stages.run(config, tmp_path / 'w')
+    told = json.loads((tmp_path / 'w/run/nan.json').read_text())
+    assert f'step {told["step"]};' in str(info.value)
   assert not stages.read_record(tmp_path / 'w/run')['complete']
+  # The batch that it names has the planted row, and the batches before not.
+  with np.load(tmp_path / 'w/run/nan-0.npz') as arrays:
+    batch = dict(arrays)
+  step = told['step']
+  np.testing.assert_array_equal(
+      batch['index'], np.arange(32 * step, 32 * step + 32)
+  )
+  assert np.isnan(batch['x']).any()
+  # The last checkpoint is from before it and good.
+  assert (step, told['checkpoint']) == (3, 2)
+  parts = make_parts(teacher, steps=20)
+  method, programs, state, frozen, mesh = parts
+  saver = checkpoint.Checkpointer(
+      tmp_path / 'w/run/checkpoints', save_every=2, keep=2
+  )
+  assert saver.latest_step == told['checkpoint']
+  abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      state,
+  )
+  batches = pipeline.make_batches(
+      toy_method.Numbers(128, bad=4), batch_size=32, seed=0, process_index=0,
+      process_count=1,
+  )
+  iterator = pipeline.make_iterator(
+      toy_method.Numbers(128, bad=4), batch_size=32, seed=0, process_index=0,
+      process_count=1,
+  )
+  state = saver.restore(abstract, iterator)
+  saver.close()
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+  # From there to the step, with its batch from the file: the same metrics.
+  for now in range(told['checkpoint'], step + 1):
+    updates = method.updates(now)
+    rows = batch if now == step else batches[now]
+    state, outputs = programs(
+        updates, state, frozen, sharding.place_batch(rows, mesh)
+    )
+    bad = [k for k, v in outputs.items() if not np.isfinite(v.compute())]
+    assert bool(bad) == (now == step)
+  assert sorted(bad) == sorted(told['metrics'])
+  assert told['updates'] == [u.name for u in updates]
+  key = jax.random.fold_in(jax.random.wrap_key_data(state.key), step)
+  assert told['key'] == jax.random.key_data(key).tolist()
+
+
+def test_every_second_of_a_run_belongs_to_a_part(teacher, tmp_path):
+  config = toy_method.make_config(teacher, save_every=4)
+  config['stages']['run'] |= dict(
+      heldout=dict(source='numbers', count=64), eval_every=6
+  )
+  records = stages.run(config, tmp_path / 'w')
+  sums = dict.fromkeys(metrics.Clock.PARTS, 0.0)
+  for values in records_of(tmp_path / 'w'):
+    for part in sums:
+      sums[part] += values.get(f'time/{part}_seconds', 0.0)
+    if 'critic/loss' in values:
+      assert 0 < values['memory/host_peak_gib'] < 1000
+  assert min(sums.values()) > 0, sums
+  # The rest is the export.
+  whole = records['run']['seconds']
+  assert 0.5 * whole < sum(sums.values()) < whole + 0.1
+
+
+def test_a_run_goes_on_with_another_mesh(teacher, tmp_path, monkeypatch):
+  seen = []
+  place = sharding.place_batch
+
+  def watch(batch, mesh):
+    seen.append((dict(mesh.shape), batch['index'].tolist()))
+    return place(batch, mesh)
+
+  monkeypatch.setattr(sharding, 'place_batch', watch)
+  make_mesh = sharding.make_mesh
+  all_devices = jax.devices()
+
+  def run(workdir, steps, mesh, rules='dp'):
+    count = math.prod(mesh.values())
+    monkeypatch.setattr(
+        sharding, 'make_mesh', lambda s: make_mesh(s, all_devices[:count])
+    )
+    seen.clear()
+    config = toy_method.make_config(
+        teacher, save_every=4, mesh=mesh, rules=rules
+    )
+    stop_after(monkeypatch, steps if steps < 12 else 100)
+    if steps < 12:
+      with pytest.raises(Killed):
+        stages.run(config, tmp_path / workdir)
+    else:
+      stages.run(config, tmp_path / workdir)
+    return [index for _, index in seen]
+
+  straight = run('a', 12, dict(data=8))
+  assert straight == [list(range(32 * i, 32 * i + 32)) for i in range(12)]
+  # One device, then eight with sharded parameters, then four.
+  assert run('b', 6, dict(data=1)) == straight[:6]
+  assert run('b', 5, dict(data=4, fsdp=2), 'fsdp') == straight[4:9]
+  assert run('b', 12, dict(data=2, tensor=2), 'fsdp_tp') == straight[8:]
+  for role in ('student', 'critic', 'adapter'):
+    assert_trees_close(
+        export_of(tmp_path / 'a', role), export_of(tmp_path / 'b', role),
+        rtol=2e-5, atol=1e-6,
+    )
 
 
 def test_profile_window_closes(teacher, tmp_path):

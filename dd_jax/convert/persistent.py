@@ -85,7 +85,9 @@ class _Machine(pickles.Machine):
     """The object that a call would make, its source left alone."""
     meta = pickles.of(dict, meta)
     if meta.get('type') != 'class':
-      raise ReadError(f'{self.path}: holds a pickled {meta.get("type")!r}')
+      raise ReadError(
+          f'{self.path}: holds a pickled {pickles.short(meta.get("type"))}'
+      )
     name = pickles.of(str, meta['class_name'])
     return _Module(name, pickles.of(dict, meta['state']))
 
@@ -114,14 +116,17 @@ def _tensors(path: pathlib.Path, root: _Module) -> dict[str, LazyArray]:
     prefix, module = left.pop()
     visits += 1
     # Objects may hold each other in a circle, or one another many times over.
-    if visits > _MAX_MODULES or prefix.count('.') > _MAX_DEPTH:
+    if (visits > _MAX_MODULES or prefix.count('.') > _MAX_DEPTH
+        or len(prefix) > _MAX_NAME or len(made) > _MAX_TENSORS):
       raise ReadError(f'{path}: the modules in it are nested without end')
     inner = []
     for field in ('_parameters', '_buffers', '_modules'):
       items = module.state.get(field, {})
       if not isinstance(items, Mapping):
-        raise ReadError(f'{path}: {field} of {prefix or "the network"!r} is no '
-                        'dict')
+        raise ReadError(
+            f'{path}: {field} of {pickles.short(prefix or "the network")} is '
+            'no dict'
+        )
       for key, value in items.items():
         name = f'{prefix}{key}'
         if isinstance(value, LazyArray):
@@ -130,8 +135,8 @@ def _tensors(path: pathlib.Path, root: _Module) -> dict[str, LazyArray]:
           inner.append((f'{name}.', value))
         elif value is not None:
           raise ReadError(
-              f'{path}: {name!r} is a {type(value).__name__}, neither a tensor '
-              'nor a module'
+              f'{path}: {pickles.short(name)} is a {type(value).__name__}, '
+              'neither a tensor nor a module'
           )
     left += reversed(inner)
   return made
@@ -139,6 +144,8 @@ def _tensors(path: pathlib.Path, root: _Module) -> dict[str, LazyArray]:
 
 _MAX_MODULES = 1 << 14
 _MAX_DEPTH = 32
+_MAX_NAME = 1 << 10
+_MAX_TENSORS = 1 << 16
 # Bytes of the length that stands between an instruction and its bytes.
 _LENGTHS = {'SHORT_BINBYTES': 1, 'BINBYTES': 4, 'BINBYTES8': 8}
 

@@ -36,6 +36,11 @@ class Placeholder:
 
 MAX_PICKLE = 1 << 26  # bytes; names and shapes of a network need far less
 _MAX_HEADER = 1 << 16
+_MAX_RANK, _MAX_SIDE, _MAX_COUNT = 32, 1 << 40, 1 << 60
+_MAX_SAID = 100  # characters of a file's own words
+# Instructions of a pickle: some make objects of hundreds of bytes from one.
+_MIN_WORK = 1 << 18
+_BYTES_PER_WORK = 256
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 # As it stands in the first pickle of such a file.
@@ -59,13 +64,16 @@ def read_legacy(
     raise ReadError(f'{path}: a pickle, but not one of torch.save')
   version, system = run(), run()
   if version != _LEGACY_VERSION or not isinstance(system, Mapping):
-    raise ReadError(f'{path}: version {version!r} of torch.save is not known')
+    raise ReadError(
+        f'{path}: version {short(version)} of torch.save is not known'
+    )
   check_order(path, system.get('little_endian', True) is True)
   tree = run()
   keys = run()
-  if not isinstance(keys, list) or set(map(str, keys)) != set(storages):
+  if not isinstance(keys, list) or {k for k in keys if isinstance(k, str)} != (
+      set(storages)) or len(keys) != len(storages):
     raise ReadError(f'{path}: its list of tensor storages is inconsistent')
-  for key in map(str, keys):
+  for key in keys:
     head = file.read(8)
     start = file.tell()
     count = struct.unpack('<q', head)[0] if len(head) == 8 else -1
@@ -73,12 +81,22 @@ def read_legacy(
     for storage in storages[key]:
       if end > size or start + storage.nbytes > end:
         raise ReadError(
-            f'{path}: cut short, or tensor storage {key!r} is smaller than '
-            f'the {storage.nbytes} bytes it should hold'
+            f'{path}: cut short, or tensor storage {short(key)} is smaller '
+            f'than the {storage.nbytes} bytes it should hold'
         )
       storage.start = start
     file.seek(end)
   return tree
+
+
+def short(value: Any) -> str:
+  """A few words on a value, however large it is or deeply nested."""
+  if isinstance(value, str | bytes):
+    return repr(value[:_MAX_SAID])
+  if value is None or isinstance(value, float) or (
+      isinstance(value, int) and abs(value) < _MAX_COUNT):
+    return repr(value)
+  return f'a {type(value).__name__}'
 
 
 def check_order(path: pathlib.Path, little: bool) -> None:
@@ -135,11 +153,13 @@ class Machine:
     self.stack: list[Any] = []
     self._memo: dict[int, Any] = {}
     self._storages: dict[str, Storage] = {}
+    self._work = _MIN_WORK + size // _BYTES_PER_WORK
 
   def run(self, file: BinaryIO) -> Any:
     """The object that one pickle describes; stops behind it."""
     try:
       for opcode, argument, position in pickletools.genops(_Short(file)):
+        self.spend(1)
         self.step(opcode.name, argument, position)
       return self.stack[-1]
     except ReadError:
@@ -147,8 +167,17 @@ class Machine:
     except Exception as e:  # whatever nonsense a broken pickle leads to
       raise ReadError(
           f'{self.path}: cut short, or the pickle in it is broken '
-          f'({type(e).__name__}: {str(e)[:100]})'
+          f'({type(e).__name__}: {short(str(e))})'
       ) from e
+
+  def spend(self, work: int) -> None:
+    """Counts instructions, and items that they copy."""
+    self._work -= work
+    if self._work < 0:
+      raise ReadError(
+          f'{self.path}: the pickle in it does more than weights of that size '
+          'need'
+      )
 
   def step(self, name: str, argument: Any, position: int) -> None:
     """One instruction, which stands at a position of the file."""
@@ -189,7 +218,7 @@ class Machine:
       of(list, stack[-1]).extend(items)
     elif name == 'ADDITEMS':
       items = self._to_mark()
-      of(set, stack[-1]).update(items)
+      of(set, stack[-1]).update(map(_key, items))
     elif name == 'SETITEM':
       key, value = stack[-2:]
       del stack[-2:]
@@ -235,7 +264,7 @@ class Machine:
     if isinstance(target, Placeholder):
       return
     keys, values = items[::2], items[1::2]
-    of(dict, target).update(zip(keys, values, strict=True))
+    of(dict, target).update(zip(map(_key, keys), values, strict=True))
 
   def _allowed(self, module: str, attribute: str) -> Any:
     module = _PYTHON_2.get(module, module)
@@ -243,11 +272,14 @@ class Machine:
     if name in _DTYPES:
       return _DTYPES[name]
     if name not in self.calls and name not in self._inert:
-      raise ReadError(
-          f'{self.path}: refused: the pickle in it names {name!r}, which '
-          'weights do not need and which could run code. Nothing was run. If '
-          f'you know what it is, --inert={name} reads past it without '
+      hint = (
+          f'. If you know what it is, --inert={name} reads past it without '
           'importing it'
+      ) if name.replace('.', '_').isidentifier() else ''
+      raise ReadError(
+          f'{self.path}: refused: the pickle in it names {short(name)}, which '
+          'weights do not need and which could run code. Nothing was run'
+          f'{hint}'
       )
     return Global(name)
 
@@ -255,6 +287,9 @@ class Machine:
     rebuild = self.calls.get(called.name)
     if rebuild is None:
       return Placeholder(called.name)
+    for argument in arguments:
+      if isinstance(argument, tuple | list | dict | set | frozenset):
+        self.spend(len(argument))
     return rebuild(self, *arguments)
 
   def _storage(self, pid: Any) -> Storage | Any:
@@ -263,8 +298,10 @@ class Machine:
       return pid[1]
     kind, dtype, key, _, count, *view = pid
     if kind != 'storage' or not isinstance(dtype, np.dtype):
-      raise ReadError(f'{self.path}: holds {kind!r}, which is no tensor')
-    count, key = _count(count), str(key)
+      raise ReadError(
+          f'{self.path}: holds {short(kind)}, which is no tensor'
+      )
+    count, key = _count(count), str(_key(key))
     storage = self._storages.get(key)
     if storage is None or storage.dtype != dtype or storage.count < count:
       storage = Storage(dtype, count)
@@ -283,6 +320,8 @@ class Machine:
     shape, strides = (tuple(map(_count, of(tuple, x))) for x in
                       (shape, strides))
     dtype = dtype or storage.dtype
+    if len(shape) > _MAX_RANK or max(shape, default=0) > _MAX_SIDE:
+      raise ReadError(f'{self.path}: a tensor of impossible shape')
     available = storage.nbytes // dtype.itemsize
     needed = offset
     if math.prod(shape):
@@ -306,7 +345,10 @@ class Machine:
       start = storage.start + offset * dtype.itemsize
       flat = np.memmap(self.path, dtype, 'r', start, (needed - offset,))
       return np.lib.stride_tricks.as_strided(
-          flat.view(np.ndarray), shape, [s * dtype.itemsize for s in strides],
+          flat.view(np.ndarray), shape,
+          # What no step ever takes can be any number.
+          [s * dtype.itemsize if n > 1 else 0
+           for n, s in zip(shape, strides, strict=True)],
           writeable=False,
       )
 
@@ -337,13 +379,33 @@ def of(kind: type, value: Any) -> Any:
 
 
 def _count(value: Any) -> int:
-  if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-    raise ValueError(f'{value!r} is no size')
+  if not isinstance(value, int) or isinstance(value, bool) or not (
+      0 <= value < _MAX_COUNT):
+    raise ValueError(f'{short(value)} is no size')
+  return value
+
+
+def _key(value: Any) -> Any:
+  """A value that can be hashed at no risk: deep tuples would end Python."""
+  parts = value if isinstance(value, tuple) else (value,)
+  for part in parts:
+    if not isinstance(part, _KEYS):
+      raise TypeError(f'a key that holds a {type(part).__name__}')
   return value
 
 
 def _pairs(items: Sequence[Any]) -> dict[Any, Any]:
-  return dict(zip(items[::2], items[1::2], strict=True))
+  return dict(zip(map(_key, items[::2]), items[1::2], strict=True))
+
+
+def _dict(_: Machine, pairs: Any = ()) -> dict[Any, Any]:
+  if isinstance(pairs, dict):
+    return dict(pairs)
+  return {_key(k): v for k, v in pairs}
+
+
+def _set(_: Machine, items: Any = ()) -> set[Any]:
+  return set(map(_key, items))
 
 
 _CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
@@ -352,7 +414,8 @@ _EMPTY = {
     'EMPTY_TUPLE': tuple,
 }
 _FROM_MARK = {
-    'TUPLE': tuple, 'LIST': list, 'DICT': _pairs, 'FROZENSET': frozenset,
+    'TUPLE': tuple, 'LIST': list, 'DICT': _pairs,
+    'FROZENSET': lambda items: frozenset(map(_key, items)),
 }
 _VALUES = frozenset({
     'INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1', 'LONG4', 'FLOAT',
@@ -360,6 +423,7 @@ _VALUES = frozenset({
     'BINBYTES8', 'SHORT_BINBYTES', 'UNICODE', 'BINUNICODE', 'BINUNICODE8',
     'SHORT_BINUNICODE',
 })
+_KEYS = (str, bytes, int, float, type(None), np.dtype, Placeholder, Global)
 _PYTHON_2 = {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}
 
 _TORCH_TYPES = {
@@ -390,9 +454,9 @@ for _name, (_alias, _storage_name, _type) in _TORCH_TYPES.items():
 
 # What a pickle of weights calls, and what that means here: (machine, *args).
 CALLS: dict[str, Callable[..., Any]] = {
-    'collections.OrderedDict': lambda _, *pairs: dict(*pairs),
+    'collections.OrderedDict': _dict,
     'collections.defaultdict': lambda _, *factory: {},
-    'builtins.set': lambda _, *items: set(*items),
+    'builtins.set': _set,
     'torch.Size': lambda _, shape: tuple(shape),
     'torch._utils._rebuild_tensor':
         lambda m, storage, offset, shape, strides:

@@ -87,7 +87,7 @@ def read(path: str | os.PathLike, inert: Collection[str] = ()) -> Contents:
       head = file.read(32)
       # Eight bytes of length before the text; any of these marks may be there.
       if head[6:9] == b'\0\0{':
-        return Contents('safetensors', _read_safetensors(path))
+        return Contents('safetensors', _read_safetensors(path, head, size))
       if head[:4] == b'PK\x03\x04':
         return Contents('torch zip', _read_zip(path, file, size, inert))
       if head[:1] == b'\x80':
@@ -97,10 +97,12 @@ def read(path: str | os.PathLike, inert: Collection[str] = ()) -> Contents:
           return Contents('torch legacy', tree)
         tree = persistent.read(path, file, size, inert)
         return Contents('persistent pickle', tree)
-  except OSError as e:
-    raise ReadError(f'{path}: {e.strerror or e}') from e
+  except ReadError:
+    raise
+  except (OSError, ValueError) as e:  # ValueError: an impossible path
+    raise ReadError(f'{path}: {getattr(e, "strerror", None) or e}') from e
   if path.suffix == '.safetensors':
-    return Contents('safetensors', _read_safetensors(path))
+    return Contents('safetensors', _read_safetensors(path, head, size))
   if head.startswith(b'version https://'):
     raise ReadError(
         f'{path}: a pointer of Git LFS instead of the file; fetch the file'
@@ -134,8 +136,11 @@ def expand(
       files += [path.parent / pathlib.PurePath(n).name for n in sorted(names)]
     except OSError as e:
       raise ReadError(f'{path}: {e.strerror or e}') from e
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
-      raise ReadError(f'{path}: not an index of weight files ({e!r})') from e
+    except (AttributeError, KeyError, RecursionError, TypeError,
+            ValueError) as e:
+      raise ReadError(
+          f'{path}: not an index of weight files ({_plain(str(e))})'
+      ) from e
   return tuple(files)
 
 
@@ -163,6 +168,8 @@ def select(
         if isinstance(k, str) and isinstance(v, LazyArray)
     }
     if tensors:
+      if max(map(len, tensors)) > _MAX_NAME:
+        raise ReadError(f'{path}: a tensor has an endless name')
       others = tuple(str(k) for k in found if k not in tensors)
       prefix = ''
       while step := next(
@@ -193,15 +200,24 @@ def outline(tree: Any) -> str:
   for key, value in list(tree.items())[:_OUTLINE]:
     inner = ''
     if isinstance(value, Mapping):
-      names = ', '.join(map(str, list(value)[:_OUTLINE]))
+      names = ', '.join(map(_plain, list(value)[:_OUTLINE]))
       more = ', ...' if len(value) > _OUTLINE else ''
       inner = f' {{{names}{more}}}'
-    parts.append(f'{key}{inner}')
+    parts.append(f'{_plain(key)}{inner}')
   return '; '.join(parts) + ('; ...' if len(tree) > _OUTLINE else '')
+
+
+def _plain(key: Any) -> str:
+  """A key as it can be printed."""
+  text = pickles.short(key)
+  return text[1:-1] if isinstance(key, str) else text
 
 
 _OUTLINE = 6  # keys that are named
 _MAX_EXPANSION = 8
+_MAX_NAME = 1 << 10
+# Bytes that name and describe tensors; a few of them take a kilobyte here.
+_MIN_HEADER, _BYTES_PER_HEADER = 1 << 22, 64
 
 
 def _follow(tree: Any, keys: Sequence[str]) -> Any:
@@ -212,7 +228,15 @@ def _follow(tree: Any, keys: Sequence[str]) -> Any:
   return tree
 
 
-def _read_safetensors(path: pathlib.Path) -> dict[str, LazyArray]:
+def _read_safetensors(
+    path: pathlib.Path, head: bytes, size: int
+) -> dict[str, LazyArray]:
+  header = int.from_bytes(head[:8], 'little')
+  if not 0 < header <= min(size - 8, _MIN_HEADER + size // _BYTES_PER_HEADER):
+    raise ReadError(
+        f'{path}: a broken .safetensors file (its header claims {header} '
+        f'bytes of {size})'
+    )
   try:
     file = safetensors.safe_open(path, 'numpy')
     tree = {}
@@ -221,8 +245,8 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, LazyArray]:
       dtype = _SAFETENSORS_TYPES.get(part.get_dtype())
       if dtype is None:
         raise ReadError(
-            f'{path}: {name!r} is of type {part.get_dtype()}, which is not '
-            'supported'
+            f'{path}: {pickles.short(name)} is of type {part.get_dtype()}, '
+            'which is not supported'
         )
       tree[name] = LazyArray(
           tuple(part.get_shape()), np.dtype(dtype),
@@ -230,7 +254,9 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, LazyArray]:
       )
     return tree
   except safetensors.SafetensorError as e:
-    raise ReadError(f'{path}: a broken .safetensors file ({e})') from e
+    raise ReadError(
+        f'{path}: a broken .safetensors file ({_plain(str(e))})'
+    ) from e
 
 
 def _read_zip(
@@ -239,7 +265,9 @@ def _read_zip(
   try:
     entries = zipfile.ZipFile(file).infolist()
   except Exception as e:  # whatever a broken directory leads to
-    raise ReadError(f'{path}: cut short or no zip archive ({e})') from e
+    raise ReadError(
+        f'{path}: cut short or no zip archive ({_plain(str(e))})'
+    ) from e
   members = {}
   for entry in entries:
     if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
@@ -284,11 +312,13 @@ def _read_zip(
   def find(key: str, storage: pickles.Storage) -> int:
     entry = members.get(f'{root}data/{key}')
     if entry is None:
-      raise ReadError(f'{path}: there is no data for tensor storage {key!r}')
+      raise ReadError(
+          f'{path}: there is no data for tensor storage {pickles.short(key)}'
+      )
     if entry.file_size < storage.nbytes:
       raise ReadError(
-          f'{path}: tensor storage {key!r} should hold {storage.nbytes} bytes, '
-          f'but has {entry.file_size}'
+          f'{path}: tensor storage {pickles.short(key)} should hold '
+          f'{storage.nbytes} bytes, but has {entry.file_size}'
       )
     return locate(entry)
 

@@ -64,9 +64,30 @@ def make_iterator(
     ValueError: empty source, negative seed, or a batch that does not divide
       among the processes.
   """
+  batches = make_batches(
+      source, batch_size=batch_size, seed=seed, process_index=process_index,
+      process_count=process_count, shuffle=shuffle, transforms=transforms,
+  )
+  options = grain.ReadOptions(
+      num_threads=num_threads, prefetch_buffer_size=prefetch
+  )
+  return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
+
+
+def make_batches(
+    source: sources.Source,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int,
+    process_count: int,
+    shuffle: bool = True,
+    transforms: Sequence[Transform] = (),
+) -> Sequence[sources.Batch]:
+  """The stream of `make_iterator`, which has the arguments, by batch number."""
   if seed < 0:
     raise ValueError(f'seed must not be negative, got {seed}')
-  batches = _Batches(
+  return _Batches(
       source=source,
       batch_size=_local_size(source, batch_size, process_index, process_count),
       process_index=process_index,
@@ -74,10 +95,6 @@ def make_iterator(
       seed=seed if shuffle else None,
       transforms=tuple(transforms),
   )
-  options = grain.ReadOptions(
-      num_threads=num_threads, prefetch_buffer_size=prefetch
-  )
-  return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
 
 
 def epoch(

@@ -1,0 +1,106 @@
+# Copyright 2026 The dd_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Where the time goes, and records on disks and in buckets."""
+
+from __future__ import annotations
+
+import json
+
+from etils import epath
+from etils.epath import backend
+import fsspec
+import pytest
+
+from dd_jax import checkpoint, metrics, paths
+
+
+def test_clock(monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr(metrics.time, 'monotonic', lambda: now[0])
+  clock = metrics.Clock()
+
+  def work(seconds):
+    now[0] += seconds
+
+  work(1)
+  with clock.spend('compile'):
+    work(2)
+  clock.turn('step')
+  work(3)
+  with clock.spend('eval'):
+    work(4)
+    with clock.spend('save'):
+      work(5)
+    work(6)
+  with pytest.raises(ValueError), clock.spend('data'):
+    work(7)
+    raise ValueError
+  work(8)
+  assert clock.take() == {
+      'time/init_seconds': 1, 'time/compile_seconds': 2,
+      'time/data_seconds': 7, 'time/step_seconds': 11,
+      'time/save_seconds': 5, 'time/eval_seconds': 10,
+  }
+  work(1)
+  assert sum(clock.take().values()) == 1
+  assert set(clock.take().values()) == {0}
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+  """Addresses lead to memory; like a bucket, it takes whole objects only."""
+  memory = fsspec.filesystem('memory')
+  monkeypatch.setattr(
+      backend._FileSystemSpecBackend, 'fs', lambda self, path: memory
+  )
+  opened = memory.open
+
+  def refuse(path, mode='rb', **kwargs):
+    if 'a' in mode:
+      raise ValueError('a bucket does not append')
+    return opened(path, mode, **kwargs)
+
+  monkeypatch.setattr(memory, 'open', refuse)
+  return epath.Path(f'gs://bucket/{id(memory)}')
+
+
+@pytest.mark.parametrize('where', ['disk', 'bucket'])
+def test_records_of_later_steps_come_again(where, tmp_path, request):
+  folder = epath.Path(tmp_path)
+  if where == 'bucket':
+    folder = request.getfixturevalue('bucket')
+    folder.mkdir(parents=True, exist_ok=True)
+  file = folder / f'{where}.jsonl'
+  writer = metrics.JsonlWriter(file, resume_at=0)
+  for step in (1, 2, 3):
+    writer.write_scalars(step, {'loss': step / 2})
+  writer.close()
+  file.write_text(file.read_text() + '{"step": 4, "lo')  # killed while writing
+  writer = metrics.JsonlWriter(file, resume_at=2)
+  writer.write_scalars(3, {'loss': 9})
+  writer.flush()
+  assert [json.loads(line) for line in file.read_text().splitlines()] == [
+      {'step': 1, 'loss': 0.5}, {'step': 2, 'loss': 1.0},
+      {'step': 3, 'loss': 9.0},
+  ]
+
+
+def test_a_bucket_is_written_now_and_then(bucket, monkeypatch):
+  bucket.mkdir(parents=True, exist_ok=True)
+  now = [100.0]
+  monkeypatch.setattr(metrics.time, 'monotonic', lambda: now[0])
+  file = bucket / 'rare.jsonl'
+  writer = metrics.JsonlWriter(file, resume_at=0)
+  for step in range(100):
+    now[0] += 1
+    writer.write_scalars(step, {})
+  assert file.read_text().count('\n') == 61
+
+
+def test_addresses_stay_and_paths_become_whole(bucket, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert str(paths.absolute('gs://bucket/run')) == 'gs://bucket/run'
+  assert str(paths.absolute('run')) == str(tmp_path / 'run')
+  bucket.mkdir(parents=True, exist_ok=True)
+  with pytest.raises(FileNotFoundError, match='gs://bucket'):
+    checkpoint.describe(bucket / 'export')
