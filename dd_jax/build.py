@@ -20,6 +20,7 @@ from dd_jax.data import conditions
 from dd_jax.data.captions import CaptionSource
 from dd_jax.method import Method, Role
 from dd_jax.model import Model, Params
+from dd_jax.models.critic import model as critic
 
 # An export's folder, or the network of one that is not there yet: then only
 # shapes are handed on, and nothing of the network's size is made.
@@ -28,15 +29,18 @@ Resolve = Callable[[str], epath.Path | Model]
 
 @dataclasses.dataclass(frozen=True)
 class FrozenConfig:
-  """A network that only serves.
+  """A network that only serves: one of `path` and `model`.
 
   Attributes:
     path: export folder or 'stage:name'.
+    model: `name` in the registry and the fields of its config, for a network
+      whose weights are a function of its config.
     dtype: cast of its parameters, None keeps them.
     rules: its own sharding preset, None for the run's.
   """
 
-  path: str
+  path: str | None = None
+  model: Mapping[str, Any] | None = None
   dtype: str | None = None
   rules: str | None = None
 
@@ -67,6 +71,16 @@ def build_model(values: Mapping[str, Any]) -> Model:
   """A model of the registry from `name` and its config fields."""
   fields = dict(values)
   return registry.get('models', fields.pop('name'))(fields)
+
+
+def build_critic(values: Mapping[str, Any]) -> Model:
+  """A critic around a denoiser of the registry; see `models.critic.model`.
+
+  Raises:
+    ValueError: on unknown or missing fields, of the denoiser too.
+  """
+  config = config_lib.make(critic.Config, values, 'critic')
+  return critic.compose(config, build_model(config.denoiser))
 
 
 def build_source(values: Mapping[str, Any], resolve: Resolve) -> Any:
@@ -127,12 +141,25 @@ def load_frozen(
   for name, entry in entries.items():
     entry = {'path': entry} if isinstance(entry, str) else entry
     config = config_lib.make(FrozenConfig, entry, f'frozen.{name}')
-    models[name], tree = _open(resolve(config.path), config.dtype)
+    if (config.path is None) == (config.model is None):
+      raise ValueError(f'frozen.{name} needs a path or a model')
+    if config.path is not None:
+      models[name], tree = _open(resolve(config.path), config.dtype)
+    else:
+      models[name] = build_model(config.model)
+      tree = models[name].init(jax.random.key(0))
     params[name] = _place(tree, sharding.shard_params(
         models[name].axes(), tree, mesh,
         sharding.RULES[config.rules or rules],
     ))
   return models, params
+
+
+def _same_parts(model: Model, params: Params) -> bool:
+  """Whether a network that can adopt another has nothing to adopt here."""
+  return 'adopt' not in model.fns or (
+      jax.tree.structure(model.abstract()) == jax.tree.structure(params)
+  )
 
 
 def _role(
@@ -168,7 +195,7 @@ def _role(
 
     def init(key, _):
       return model.init(key)
-  elif origin.family == model.family:
+  elif origin.family == model.family and _same_parts(model, source):
 
     def init(_, source):
       return source

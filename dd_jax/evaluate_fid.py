@@ -18,6 +18,7 @@ from typing import Any
 
 from etils import epath
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import dd_jax
@@ -36,6 +37,7 @@ from dd_jax.data import conditions as conditions_lib
 from dd_jax.data import images as images_lib
 from dd_jax.data import sources
 from dd_jax.evals import adm, fid
+from dd_jax.methods import dmd2
 from dd_jax.model import Model, Params, condition_of
 from dd_jax.stages import Context
 
@@ -52,7 +54,8 @@ class SamplesConfig:
   Attributes:
     student: export folder or 'stage:name' of what is sampled; a teacher may
       stand here.
-    vae: export folder or 'stage:name' of its tokenizer.
+    vae: export folder or 'stage:name' of its tokenizer; None for a denoiser,
+      which draws images.
     captions: folder or 'stage:name' of captions, where those are what it takes
       instead of classes.
     samples: images.
@@ -63,12 +66,15 @@ class SamplesConfig:
     cfg: guidance of a teacher.
     top_k: codes that a teacher draws from, 0 for all.
     top_p: probability that a teacher draws from, 1 for all.
+    levels: of a denoiser's student, those of its steps; see
+      `methods.dmd2.Config`.
+    steps: of a denoiser, noise levels that it visits; see `programs.denoised`.
     labels: 'random' draws classes, or captions, by the stage's seed,
       'balanced' goes round.
   """
 
   student: str
-  vae: str
+  vae: str | None = None
   captions: str | None = None
   samples: int = fid.SAMPLES
   batch_size: int = 100
@@ -77,6 +83,8 @@ class SamplesConfig:
   cfg: float = 0.0
   top_k: int = 0
   top_p: float = 1.0
+  levels: tuple[int, ...] = ()
+  steps: int = 0
   labels: str = 'balanced'
 
 
@@ -121,7 +129,7 @@ def run(context: Context) -> dict[str, Any]:
   inception = on_mesh(models['inception'], params['inception'], context.mesh)
   file = context.resolve(config.reference)
   if file.is_dir():
-    size = models['vae'].config.image_size
+    size = image_size(models)
     reference = measure_folder(
         file, inception, image_size=size, batch_size=config.batch_size,
         keep=config.manifold,
@@ -183,7 +191,7 @@ def run_adm(context: Context) -> dict[str, Any]:
   """
   config = config_lib.make(AdmConfig, context.config, context.name)
   models, params, conditions = load(context, config)
-  size = models['vae'].config.image_size
+  size = image_size(models)
   folder = context.directory / 'report'
   seen = hashlib.sha256()
   batches = samples(
@@ -356,10 +364,22 @@ def load(
       student.config, config.captions and context.resolve(config.captions)
   )
   models, params = build.load_frozen(
-      {n: getattr(config, n) for n in (*_SAMPLED, *judges)}, context.resolve,
-      context.mesh, context.rules,
+      networks(config, judges), context.resolve, context.mesh, context.rules
   )
   return models, params, conditions
+
+
+def networks(
+    config: SamplesConfig, judges: tuple[str, ...] = ()
+) -> dict[str, str]:
+  """What a stage samples and judges with, by name."""
+  refs = {n: getattr(config, n) for n in (*_SAMPLED, *judges)}
+  return {n: ref for n, ref in refs.items() if ref is not None}
+
+
+def image_size(models: Mapping[str, Model]) -> int:
+  """The side of the images that are sampled."""
+  return models.get('vae', models['student']).config.image_size
 
 
 def hashes_of(
@@ -368,8 +388,8 @@ def hashes_of(
 ) -> dict[str, str]:
   """Hashes of all that `load` gives."""
   found = {
-      name: checkpoint.describe(context.resolve(getattr(config, name)))['hash']
-      for name in (*_SAMPLED, *judges)
+      name: checkpoint.describe(context.resolve(ref))['hash']
+      for name, ref in networks(config, judges).items()
   }
   if config.captions:
     found['captions'] = conditions.manifest.sha256
@@ -384,7 +404,13 @@ def check(
   if config.labels not in ('random', 'balanced'):
     raise ValueError(f"{name}: labels={config.labels!r}: expected "
                      "'random' or 'balanced'")
+  if programs.is_denoiser(student):
+    _check_denoiser(config, name)
+    return
   registry.find('samplers', student.family)
+  if config.vae is None or config.levels or config.steps:
+    raise ValueError(f'{name}: {config.student} needs a vae, and neither '
+                     'levels nor steps')
   is_teacher = _is_teacher(student)
   if is_teacher and config.t_list:
     raise ValueError(f'{name}: {config.student} is a teacher; leave '
@@ -399,12 +425,25 @@ def check(
                      'a student has taken in those of its pairs')
 
 
+def _check_denoiser(config: SamplesConfig, name: str) -> None:
+  """Raises ValueError where settings do not fit a denoiser."""
+  if bool(config.levels) == bool(config.steps):
+    raise ValueError(f'{name}: {config.student} is a denoiser and needs steps, '
+                     'or levels where it is a student')
+  dmd2.Config(levels=config.levels or dmd2.Config().levels)
+  others = (config.vae, config.t_list, config.cfg, config.top_k, config.top_p)
+  if others != (None, (), 0.0, 0, 1.0):
+    raise ValueError(f'{name}: {config.student} is a denoiser; leave vae, '
+                     't_list, cfg, top_k and top_p out')
+
+
 def _is_teacher(model: Model) -> bool:
   return 'step' in model.fns
 
 
 def make_program(
-    config: SamplesConfig, model: Model, vae: Model, seed: int, mesh: Any,
+    config: SamplesConfig, model: Model, vae: Model | None, seed: int,
+    mesh: Any,
 ) -> Callable[..., jax.Array]:
   """A jitted `(params, vae_params, rows)` -> images.
 
@@ -413,9 +452,21 @@ def make_program(
   """
 
   def images(
-      params: Params, vae_params: Params, rows: Mapping[str, jax.Array]
+      params: Params, vae_params: Params | None, rows: Mapping[str, jax.Array]
   ) -> jax.Array:
     ids, condition = rows['id'], condition_of(rows)
+    if programs.is_denoiser(model):
+      noise = programs.fresh_normal(model.config.shape, seed, ids)
+      if config.steps:
+        x0 = programs.denoised(
+            model, params, noise, condition, steps=config.steps
+        )
+      else:
+        x0 = programs.few_step(
+            model, params, noise, condition, programs.fresh_keys(seed, ids),
+            levels=config.levels,
+        )
+      return jnp.clip(x0, -1, 1)
     if _is_teacher(model):
       lib = registry.get('samplers', model.family)
       return programs.teacher_images(
@@ -455,7 +506,7 @@ def samples(
     Preempted: SIGTERM came.
   """
   program = make_program(
-      config, models['student'], models['vae'], context.seed, context.mesh
+      config, models['student'], models.get('vae'), context.seed, context.mesh
   )
   size = config.batch_size
   # The last batch is filled up and cut.
@@ -475,7 +526,7 @@ def samples(
           {'id': ids[part], **conditions.take(numbers[part])}, context.mesh
       )
       pixels = to_uint8(np.asarray(
-          program(params['student'], params['vae'], rows)
+          program(params['student'], params.get('vae'), rows)
       ))
       pixels = pixels[:config.samples - start]
       seen.update(pixels.tobytes())

@@ -33,9 +33,12 @@ from dd_jax import (
   conversion,
   evaluate,
   evaluate_clip,
+  evaluate_denoiser,
   evaluate_fid,
+  evaluate_toy,
   generate,
   hlo,
+  judging,
   registry,
   released,
   roofline,
@@ -395,16 +398,43 @@ def plan_evaluate(b: Blueprint) -> Planned:
       {n: getattr(config, n) for n in ('teacher', 'student', 'vae')},
       b.resolve, b.mesh, b.rules,
   )
-  samplers, _, _ = evaluate.make_rows(
+  panel = evaluate.make_panel(
       config, models, params, b.resolve(config.pairs).provenance, b.seed, b.mesh
   )
+  return _plan_panel(b, config, panel, models['teacher'].config, params)
+
+
+def plan_evaluate_denoiser(b: Blueprint) -> Planned:
+  """A batch of each row of the report that a network samples."""
+  config = config_lib.make(
+      evaluate_denoiser.EvaluateDenoiserConfig, b.config, b.name
+  )
+  sharding.check_batch(config.batch_size, b.mesh)
+  models, params = build.load_frozen(
+      {n: getattr(config, n) for n in ('teacher', 'student')}, b.resolve,
+      b.mesh, b.rules,
+  )
+  panel = evaluate_denoiser.make_panel(config, models, params, b.seed, b.mesh)
+  return _plan_panel(b, config, panel, models['teacher'].config, params)
+
+
+def plan_evaluate_toy(b: Blueprint) -> Planned:
+  """Nothing: its programs are small, and run on one device."""
+  config_lib.make(evaluate_toy.EvaluateToyConfig, b.config, b.name)
+  return Planned()
+
+
+def _plan_panel(
+    b: Blueprint, config: judging.JudgedConfig, panel: judging.Panel,
+    network: Any, params: Mapping[str, Any],
+) -> Planned:
   rows = _rows(b.mesh, config.batch_size, {
-      'id': ((), np.uint32), **_describe_conditions(models['teacher'].config),
+      'id': ((), np.uint32), **_describe_conditions(network),
   })
   return Planned([Program(
       b.name, row.name, lambda row=row: row.sample.trace(rows), params, rows,
       None, -(-config.samples // config.batch_size), ('batch_size', 'mesh'),
-  ) for row in samplers])
+  ) for row in panel.rows])
 
 
 def plan_captions(b: Blueprint) -> Planned:
@@ -445,9 +475,9 @@ def plan_fid(b: Blueprint) -> Planned:
   config = config_lib.make(
       _JUDGES.get(judge, evaluate_fid.AdmConfig), b.config, b.name
   )
-  names = ('student', 'vae', *([judge] if judge else []))
   models, params = build.load_frozen(
-      {n: getattr(config, n) for n in names}, b.resolve, b.mesh, b.rules
+      evaluate_fid.networks(config, (judge,) if judge else ()), b.resolve,
+      b.mesh, b.rules,
   )
   model, size = models['student'], config.batch_size
   evaluate_fid.check(config, model, b.name, b.mesh)
@@ -455,17 +485,17 @@ def plan_fid(b: Blueprint) -> Planned:
       'id': ((), np.uint32), **_describe_conditions(model.config),
   })
   program = evaluate_fid.make_program(
-      config, model, models['vae'], b.seed, b.mesh
+      config, model, models.get('vae'), b.seed, b.mesh
   )
   calls = -(-config.samples // size)
   knobs = ('batch_size', "the network's dtype", 'mesh')
   out = [Program(
       b.name, 'samples',
-      lambda: program.trace(params['student'], params['vae'], rows),
+      lambda: program.trace(params['student'], params.get('vae'), rows),
       params, rows, None, calls, knobs,
   )]
   if judge == 'inception':
-    side = models['vae'].config.image_size
+    side = evaluate_fid.image_size(models)
     seen = _rows(b.mesh, size, {
         'image': ((side, side, *_INCEPTION_INPUTS), np.uint8),
     })['image']

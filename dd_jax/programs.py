@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dd_jax import registry, sharding
+from dd_jax.flow import edm, process
 from dd_jax.flow.noise import pair_noise
 from dd_jax.model import Model, Params, condition_of
 
@@ -25,7 +26,15 @@ Sampler = Callable[[np.ndarray, Mapping[str, np.ndarray]], Any]
 
 def fresh_noise(model: Model, seed: int, ids: jax.Array) -> jax.Array:
   """Noise (B, L, C) of images by number; no pair of the same seed has it."""
-  shape = (model.config.offsets[-1], model.config.code_dim)
+  return fresh_normal(
+      (model.config.offsets[-1], model.config.code_dim), seed, ids
+  )
+
+
+def fresh_normal(
+    shape: tuple[int, ...], seed: int, ids: jax.Array
+) -> jax.Array:
+  """Standard normal noise (B, *shape) of samples by number."""
   return pair_noise(jnp.full_like(ids, seed + _FRESH), ids, shape)
 
 
@@ -68,6 +77,60 @@ def student_images(
       t_list=tuple(t_list), split=split,
   )
   return lib.images_from_codes(vae, vae_params, out['codes'])
+
+
+def is_denoiser(model: Model) -> bool:
+  """Whether a network takes noisy data and their level, and needs no codes."""
+  return hasattr(model.config, 'sigma_data')
+
+
+def denoised(
+    model: Model, params: Params, noise: jax.Array, condition: Any, *,
+    steps: int, guidance: float = 1.0,
+) -> jax.Array:
+  """Data of a denoiser in `2 * steps - 1` calls, by Heun's method.
+
+  Args:
+    model: a denoiser.
+    params: of the model.
+    noise: standard normal (B, ...).
+    condition: of every example.
+    steps: noise levels that are visited.
+    guidance: 1 for none; more doubles what a call costs.
+  """
+  apply = process.guided(model.apply, guidance, model.config.num_classes)
+  sigmas = edm.sampling_sigmas(steps)
+  return edm.heun(
+      lambda x, sigma: apply(params, x, sigma, condition), sigmas[0] * noise,
+      sigmas,
+  )
+
+
+def few_step(
+    model: Model, params: Params, noise: jax.Array, condition: Any,
+    keys: jax.Array, *, levels: Sequence[int],
+) -> jax.Array:
+  """Data of a denoiser that was trained to need no more than a few calls.
+
+  Args:
+    model: a denoiser.
+    params: of the model.
+    noise: standard normal (B, ...), of the first step.
+    condition: of every example.
+    keys: (B,), of the noise of later steps.
+    levels: of the steps; see `methods.dmd2.Config`.
+  """
+  grid = process.ve(model.config.sigma_data)
+
+  def fresh(k: Any) -> jax.Array:
+    return jax.vmap(lambda key: jax.random.normal(
+        jax.random.fold_in(key, k), noise.shape[1:]
+    ))(keys)
+
+  return grid.sample(
+      lambda x, place: grid.denoise(model.apply, params, x, place, condition),
+      levels, noise, fresh,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,6 +41,9 @@ RELEASES: Mapping[str, str] = {
     'flan-t5-xl/tokenizer.json': _T5,
     'clip-vit-large-patch14/model.safetensors': _CLIP,
     'clip-vit-large-patch14/tokenizer.json': _CLIP,
+    'edm-imagenet-64x64-cond-adm.pkl':
+        'NVlabs/edm on GitHub, pretrained networks',
+    'imagenet-64x64.npz': 'NVlabs/edm on GitHub, fid-refs',
     'statistic.pth': f'{_DD}, folder ImageNet-256_FID_Statistic',
     'pt_inception-2015-12-05-6726825d.pth':
         'mseitzer/pytorch-fid on GitHub, release fid_weights',
@@ -99,6 +102,9 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
         'vocab_size': 49408, 'context_length': 77, 'text_width': 768,
         'text_depth': 12, 'text_heads': 12, 'text_mlp_dim': 3072,
         'projection_dim': 768,
+    },
+    'edm-imagenet-64x64-cond-adm.pkl': {
+        'image_size': 64, 'num_classes': 1000,
     },
     'pt_inception-2015-12-05-6726825d.pth': {},
     'vgg.pth': {},

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from dd_jax import build, checkpoint, evaluate_fid, stages
-from dd_jax.evals import fid
+from dd_jax import build, checkpoint, evaluate_fid, programs, stages
+from dd_jax.evals import adm, fid
 
 SIZES = {'patch_nums': [1, 2], 'vocab_size': 16}
 NETWORKS = {
@@ -25,6 +25,8 @@ NETWORKS = {
                     code_dim=4, **SIZES),
     'student': dict(name='dd_var', num_classes=3, depth=1, width=8, heads=2,
                     code_dim=4, zero_flags=False, **SIZES),
+    'denoiser': dict(name='edm_unet', image_size=4, num_classes=3, ch=4,
+                     ch_mult=[1], res_blocks=1, attention=[], head_dim=4),
     'inception': dict(name='inception', image_size=75, slim=16),
 }
 
@@ -77,6 +79,52 @@ def scored(exports, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('scored')
   record, files = run(exports, workdir, t_list=[0, 1], split=1)
   return record, json.loads((files / 'fid.json').read_text())
+
+
+@pytest.mark.parametrize('fields', [
+    {'levels': [999, 300]}, {'steps': 3},
+], ids=str)
+def test_a_denoiser_needs_no_tokenizer(exports, tmp_path, fields):
+  _, files = run(exports, tmp_path, 'adm_npz', vae=None,
+                 student=str(exports / 'denoiser'), **fields)
+  with np.load(files / 'samples.npz') as saved:
+    (pixels,) = saved.values()
+  assert pixels.shape == (20, 4, 4, 3)
+  model, params = checkpoint.load(exports / 'denoiser')
+  ids = np.arange(20, dtype=np.uint32)
+  noise = programs.fresh_normal((4, 4, 3), 3, ids)
+  labels = (ids % 3).astype(np.int32)
+  if 'steps' in fields:
+    want = programs.denoised(model, params, noise, labels, **fields)
+  else:
+    want = programs.few_step(
+        model, params, noise, labels, programs.fresh_keys(3, ids), **fields
+    )
+  want = adm.to_uint8(np.clip(want, -1, 1))
+  assert (np.abs(pixels.astype(int) - want) <= 1).all()
+  meta = json.loads((files / 'adm.json').read_text())
+  assert set(meta['hashes']) == {'student', 'samples'}
+
+
+@pytest.mark.parametrize('fields, message', [
+    ({}, 'is a denoiser and needs steps, or levels'),
+    ({'levels': [999], 'steps': 3}, 'is a denoiser and needs steps, or levels'),
+    ({'levels': [1000]}, 'expected places in'),
+    ({'steps': 3, 'vae': 'vae'}, 'leave vae, t_list'),
+    ({'steps': 3, 'cfg': 1.5}, 'leave vae, t_list'),
+])
+def test_settings_that_no_denoiser_has(exports, tmp_path, fields, message):
+  fields = {'vae': None} | fields
+  if fields['vae']:
+    fields['vae'] = str(exports / 'vae')
+  with pytest.raises(ValueError, match=message):
+    run(exports, tmp_path, 'adm_npz', student=str(exports / 'denoiser'),
+        **fields)
+
+
+def test_a_student_of_codes_needs_its_tokenizer(exports, tmp_path):
+  with pytest.raises(ValueError, match='needs a vae, and neither'):
+    run(exports, tmp_path, 'adm_npz', vae=None, t_list=[0], split=1)
 
 
 def test_the_row_says_everything(exports, scored):

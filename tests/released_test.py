@@ -49,6 +49,7 @@ from tests.released_files import PATCH_NUMS, write_small
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = 'configs/dd_var.py'
 LLAMAGEN = 'configs/dd_llamagen.py'
+DMD2 = 'configs/dmd2_edm.py'
 KINDS = {
     'convert': released.ConvertConfig, 'generate': generate.GenerateConfig,
     'train': train.TrainConfig, 'fid': evaluate_fid.FidConfig,
@@ -476,6 +477,8 @@ def test_the_page_names_what_there_is():
   assert seen == {
       *((CONFIG, arg) for arg in ('d16', 'd16_released', 'd30', 'd36')),
       *((LLAMAGEN, arg) for arg in ('b', 'b_released', 't2i_xl')),
+      (DMD2, 'imagenet64'),
+      (DMD2, 'imagenet64,source=tfds,name=imagenet_resized/64x64'),
   }
   for name in released.RELEASES:
     short = re.sub(r'd(20|24|30|36)', 'd16', name)

@@ -32,7 +32,10 @@ GPT = dict(
     num_classes=4, depth=2, width=16, heads=2, latent_size=4, vocab_size=16,
     code_dim=4, mlp_width=32,
 )
+MLP = dict(name='mlp', shape=[8, 8, 1], num_classes=4, width=32)
 MODELS = {
+    'denoiser': MLP,
+    'critic': dict(name='critic', denoiser=MLP),
     'vae': VQVAE,
     'vq': VQ,
     'gpt': dict(GPT, name='llamagen'),
@@ -42,14 +45,19 @@ MODELS = {
     'judge': dict(name='judge', image_size=8, image_channels=1,
                   num_classes=4),
 }
-# Method -> role, model of the role, frozen networks, fields. What follows the
-# method's name is ours.
+# Method -> role, model of the role, frozen networks, fields; or models by role.
+# What follows the method's name is ours.
 METHODS = {
     'vqvae': ('tokenizer', 'vae', {}, {'revive_every': 1}),
     'vqvae of llamagen': ('tokenizer', 'vq', {}, {'revive_every': 1}),
     'llamagen': ('teacher', 'gpt', {'vae': 'vq'}, {}),
     'distilled_decoding of llamagen': (
         'student', 'gpt_student', {'vae': 'vq'}, {'t_set': [0, 6], 'split': 5},
+    ),
+    'edm': ('teacher', 'denoiser', {}, {}),
+    'dmd2': (
+        {'student': 'denoiser', 'critic': 'critic'}, None,
+        {'teacher': 'denoiser'}, {'ratio': 2, 'guidance': 1.5},
     ),
     'classifier': ('judge', 'judge', {}, {}),
     'var': ('teacher', 'teacher', {'vae': 'vae'}, {}),
@@ -77,11 +85,15 @@ def make_batch(tokens=21):
 @functools.cache
 def one_step(name, rules):
   role_name, role_model, frozen, fields = METHODS[name]
+  if role_model is not None:
+    role_name = {role_name: role_model}
   mesh = sharding.make_mesh(MESHES[rules])
-  model = build.build_model(MODELS[role_model])
   # Plain descent: Adam's first steps blow up what is near zero.
   tx = optim.scale_by_clock(lambda count: 0.1, 'step')
-  role = Role(model, tx, lambda key, _: model.init(key), ema=0.9)
+  roles = {}
+  for role, config in role_name.items():
+    net = build.build_model(MODELS[config])
+    roles[role] = Role(net, tx, lambda key, _, n=net: n.init(key), ema=0.9)
   models = {n: build.build_model(MODELS[m]) for n, m in frozen.items()}
   params = {
       n: jax.device_put(p, sharding.shard_params(
@@ -91,18 +103,19 @@ def one_step(name, rules):
   }
   cls = registry.get('methods', name.split()[0])
   method = cls(
-      config_lib.make(cls.Config, fields, name), {role_name: role}, models
+      config_lib.make(cls.Config, fields, name), roles, models
   )
-  _, fresh = train.fresh_state(method, 0, {role_name: None}, mesh, rules)
+  sources = dict.fromkeys(roles)
+  _, fresh = train.fresh_state(method, 0, sources, mesh, rules)
   batch = make_batch(16 if 'llamagen' in name else 21)
   programs = train.Programs(method, 1, mesh)
-  state = fresh({role_name: None})
-  for _ in range(2):
+  state = fresh(sources)
+  for step in range(2):
     state, metrics = programs(
-        method.updates(0), state, params,
+        method.updates(step), state, params,
         sharding.place_batch(batch, mesh),
     )
-  assert len(programs.compiled) == 1
+  assert len(programs.compiled) == len({*map(method.updates, range(2))})
   sharded = [
       not x.sharding.is_fully_replicated
       for x in jax.tree.leaves(state.params)
@@ -130,6 +143,11 @@ def forward_inputs(name):
       'gpt': (batch['label'], batch['indices'][:, :15]),
       'gpt_student': (x[:, :16], batch['label'], np.full(B, 3, np.int32)),
       'judge': (batch['image'],),
+      **dict.fromkeys(
+          ('denoiser', 'critic'),
+          (batch['image'], np.linspace(0.1, 50, B, dtype=np.float32),
+           batch['label']),
+      ),
       'teacher': (batch['label'], x[:, 1:]),
       'student': (x, batch['label'], np.full(B, 1, np.int32)),
   }[name]

@@ -11,6 +11,7 @@ import numpy as np
 from dd_jax.data.sources import SPLITS, ArraySource
 
 _SEEDS = {'train': 20260201, 'heldout': 20260202}
+TEST_SEED = 20260210  # and those after it: points of no split
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

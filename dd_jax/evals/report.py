@@ -20,6 +20,7 @@ from dd_jax.evals import judge
 ROW_FIELDS = ('name', 'steps', 'seed', *judge.SCORES, 'seconds_per_image')
 TEACHER = 'teacher'  # name of the row that the others are compared with
 MIXED = 'mixed_pixels'  # must score worse than real images do
+ONE_CALL = 'teacher_1'  # a denoiser without training as a student
 RATIOS = ('student_1', 'student_2', 'onestep_pooled', 'onestep_class')
 
 _COLUMNS = (
@@ -49,7 +50,8 @@ def make(
 
   Returns:
     {'rows', 'floor', 'ratios', 'environment'}. Ratios are `fd_train` over the
-    teacher's of the same seed, the median over seeds; None without such a row.
+    teacher's of the same seed, the median over seeds, of `RATIOS`, None without
+    such a row; where a denoiser is judged, of every row but the teacher's.
 
   Raises:
     ValueError: see `validate`.
@@ -57,11 +59,11 @@ def make(
   report = {
       'rows': [dict(row) for row in rows],
       'floor': dict(floor),
-      'ratios': dict.fromkeys(RATIOS),
+      'ratios': dict.fromkeys(_compared(rows)),
       'environment': dict(environment),
   }
   validate(report)
-  for name in RATIOS:
+  for name in report['ratios']:
     ratios = [
         _over_teacher(report, row) for row in rows if row['name'] == name
     ]
@@ -111,7 +113,7 @@ def validate(report: Mapping[str, Any]) -> None:
   floor, ratios = report.get('floor', {}), report.get('ratios', {})
   problems += _wrong_names('floor', floor, judge.SCORES)
   problems += _not_numbers('floor', floor)
-  problems += _wrong_names('ratios', ratios, RATIOS)
+  problems += _wrong_names('ratios', ratios, _compared(rows))
   problems += _not_numbers('ratios', {
       k: v for k, v in ratios.items() if v is not None
   })
@@ -287,6 +289,14 @@ def curves(logs: Mapping[str, epath.PathLike]) -> Image.Image:
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=100)
   return Image.open(buffer)
+
+
+def _compared(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+  """Names of the rows that have a ratio."""
+  names = dict.fromkeys(row.get('name') for row in rows)
+  if ONE_CALL not in names:
+    return RATIOS
+  return tuple(name for name in names if name != TEACHER)
 
 
 def _teacher(report: Report, seed: int) -> dict[str, Any]:

@@ -37,6 +37,17 @@ def test_ratios_are_over_the_teacher():
   report.validate(got)
 
 
+def test_ratios_of_denoisers_are_those_of_their_rows():
+  rows = [row('teacher'), row('student_4', fd=3.0), row('teacher_1', fd=7.0)]
+  got = report.make(rows, FLOOR, {})
+  assert got['ratios'] == {'student_4': 3.0, 'teacher_1': 7.0}
+  report.validate(got)
+  assert 'onestep' not in report.markdown(got)
+  del got['ratios']['teacher_1']
+  with pytest.raises(ValueError, match="ratios lacks 'teacher_1'"):
+    report.validate(got)
+
+
 def test_merged_seeds_give_medians():
   merged = report.merge_seeds([one(0, 2.0), one(1, 9.0), one(2, 3.0)])
   assert len(merged['rows']) == 6

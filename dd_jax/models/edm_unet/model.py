@@ -97,6 +97,11 @@ class Config:
       )
 
   @property
+  def shape(self) -> tuple[int, ...]:
+    """Of an example."""
+    return (self.image_size, self.image_size, self.image_channels)
+
+  @property
   def sides(self) -> tuple[int, ...]:
     """Side of the maps of every level."""
     return tuple(self.image_size >> i for i in range(len(self.ch_mult)))

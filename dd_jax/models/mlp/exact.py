@@ -40,6 +40,16 @@ class Config:
           f'std={self.std} and sigma_data={self.sigma_data} must be positive'
       )
 
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Of an example."""
+    return (len(self.means[0]),)
+
+  @property
+  def num_classes(self) -> int:
+    """It does not look at labels."""
+    return 0
+
 
 def build(config: Mapping[str, Any]) -> Model:
   """The denoiser, whose weights are a function of the config.
