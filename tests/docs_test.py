@@ -162,7 +162,7 @@ def run_commands(name, tmp_path, stand_ins, **variables):
   assert result.returncode == 0, result.stderr
   calls = tmp_path / 'calls'
   lines = calls.read_text().splitlines() if calls.exists() else []
-  return [shlex.split(line) for line in lines], result.stdout
+  return [shlex.split(line) for line in lines]
 
 
 def check_python(args):
@@ -187,7 +187,7 @@ def check_python(args):
 
 @pytest.mark.parametrize('name', PAGES)
 def test_commands_with_stand_ins(name, tmp_path):
-  calls, _ = run_commands(name, tmp_path, (*ELSEWHERE, 'python', 'tail'))
+  calls = run_commands(name, tmp_path, (*ELSEWHERE, 'python', 'tail'))
   called = collections.Counter(call[0] for call in calls)
   for program, *args in calls:
     if program == 'python':
@@ -236,14 +236,13 @@ def test_seconds_of_the_page_add_up(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['metrics', 'resume', 'shard_your_model'])
 def test_commands_for_any_machine(name, tmp_path, monkeypatch, capsys):
-  _, said = run_commands(
+  run_commands(
       name, tmp_path, ELSEWHERE, XLA_FLAGS='--xla_backend_optimization_level=0'
   )
   runs = tmp_path / 'runs'
   if name == 'resume':
     assert (runs / 'resume/report/report.md').exists()
     assert (runs / 'rehearsal/report/report.md').exists()
-    assert 'stopped by a signal' in said
   if name == 'metrics':
     monkeypatch.chdir(tmp_path)
     (code,) = blocks('python', page_of(name))
