@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 import time
 from typing import Any
 
@@ -140,6 +139,6 @@ def run(context: Context) -> dict[str, Any]:
         f'{folder / "toy.json"}'
     )
   digest = hashlib.sha256(
-      json.dumps([rows, curve], sort_keys=True).encode()
+      config_lib.canonical_json([rows, curve]).encode()
   ).hexdigest()
   return {'artefact': '../report', 'hashes': {'figures': digest}}

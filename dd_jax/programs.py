@@ -97,6 +97,9 @@ def denoised(
     condition: of every example.
     steps: noise levels that are visited.
     guidance: 1 for none; more doubles what a call costs.
+
+  Returns:
+    (B, ...) float32, not clipped.
   """
   apply = process.guided(model.apply, guidance, model.config.num_classes)
   sigmas = edm.sampling_sigmas(steps)
@@ -119,6 +122,9 @@ def few_step(
     condition: of every example.
     keys: (B,), of the noise of later steps.
     levels: of the steps; see `methods.dmd2.Config`.
+
+  Returns:
+    (B, ...) float32, not clipped.
   """
   grid = process.ve(model.config.sigma_data)
 
