@@ -17,6 +17,7 @@ from dd_jax import config as config_lib
 from dd_jax.data import conditions as conditions_lib
 from dd_jax.data import pairs as pairs_lib
 from dd_jax.evals import baselines, report
+from dd_jax.sampling import guidance
 from dd_jax.stages import Context
 
 
@@ -67,7 +68,8 @@ def make_panel(
   """
   teacher, student, vae = (models[n] for n in ('teacher', 'student', 'vae'))
   lib = registry.get('samplers', teacher.family)
-  settings = {k: made[k] for k in ('cfg', 'top_k', 'top_p')}
+  # Pairs of earlier versions do not name every setting.
+  settings = {k: made.get(k, v) for k, v in guidance.SETTINGS.items()}
   offsets = teacher.config.offsets
   scales = len(offsets) - 1
   trees = params['teacher'], params['student'], params['vae']

@@ -39,6 +39,7 @@ from dd_jax.data import sources
 from dd_jax.evals import adm, fid
 from dd_jax.methods import dmd2
 from dd_jax.model import Model, Params, condition_of
+from dd_jax.sampling import guidance
 from dd_jax.stages import Context
 
 _SAMPLED = ('student', 'vae')
@@ -66,6 +67,7 @@ class SamplesConfig:
     cfg: guidance of a teacher.
     top_k: codes that a teacher draws from, 0 for all.
     top_p: probability that a teacher draws from, 1 for all.
+    cfg_interval: where the guidance of a teacher ends, -1 for nowhere.
     levels: of a denoiser's student, those of its steps; see
       `methods.dmd2.Config`.
     steps: of a denoiser, noise levels that it visits; see `programs.denoised`.
@@ -83,6 +85,7 @@ class SamplesConfig:
   cfg: float = 0.0
   top_k: int = 0
   top_p: float = 1.0
+  cfg_interval: int = -1
   levels: tuple[int, ...] = ()
   steps: int = 0
   labels: str = 'balanced'
@@ -418,11 +421,9 @@ def check(
   if not is_teacher and not config.t_list:
     raise ValueError(f'{name}: {config.student} is a student and '
                      'needs t_list and split')
-  if not is_teacher and (
-      (config.cfg, config.top_k, config.top_p) != (0.0, 0, 1.0)
-  ):
-    raise ValueError(f'{name}: cfg, top_k and top_p are of a teacher; '
-                     'a student has taken in those of its pairs')
+  if not is_teacher and guidance.settings_of(config) != guidance.SETTINGS:
+    raise ValueError(f'{name}: {", ".join(guidance.SETTINGS)} are of a '
+                     'teacher; a student has taken in those of its pairs')
 
 
 def _check_denoiser(config: SamplesConfig, name: str) -> None:
@@ -431,10 +432,10 @@ def _check_denoiser(config: SamplesConfig, name: str) -> None:
     raise ValueError(f'{name}: {config.student} is a denoiser and needs steps, '
                      'or levels where it is a student')
   dmd2.Config(levels=config.levels or dmd2.Config().levels)
-  others = (config.vae, config.t_list, config.cfg, config.top_k, config.top_p)
-  if others != (None, (), 0.0, 0, 1.0):
+  others = config.vae, config.t_list, guidance.settings_of(config)
+  if others != (None, (), guidance.SETTINGS):
     raise ValueError(f'{name}: {config.student} is a denoiser; leave vae, '
-                     't_list, cfg, top_k and top_p out')
+                     f't_list and {", ".join(guidance.SETTINGS)} out')
 
 
 def _is_teacher(model: Model) -> bool:
@@ -472,7 +473,7 @@ def make_program(
       return programs.teacher_images(
           model, vae, params, vae_params, condition,
           lib.categorical(programs.fresh_keys(seed, ids)),
-          {'cfg': config.cfg, 'top_k': config.top_k, 'top_p': config.top_p},
+          guidance.settings_of(config),
       )
     return programs.student_images(
         model, vae, params, vae_params,

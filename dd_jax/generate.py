@@ -35,6 +35,7 @@ from dd_jax.data import pairs
 from dd_jax.flow import discrete
 from dd_jax.flow.noise import pair_noise
 from dd_jax.model import Model, Params, condition_of
+from dd_jax.sampling import guidance
 from dd_jax.stages import Context
 
 
@@ -52,6 +53,7 @@ class GenerateConfig:
     cfg: guidance, as the sampler of the teacher's family has it.
     top_k: codes kept, 0 for all.
     top_p: probability kept, 1 for all.
+    cfg_interval: where guidance ends, as the sampler has it; -1 for nowhere.
     solver: of the flow map; see `flow.discrete.flow_map`.
     solver_steps: steps of the solver.
     chunk: tokens that the flow map integrates at once, None for all.
@@ -67,6 +69,7 @@ class GenerateConfig:
   cfg: float
   top_k: int = 0
   top_p: float = 1.0
+  cfg_interval: int = -1
   solver: discrete.Solver = 'deis'
   solver_steps: int = 50
   chunk: int | None = None
@@ -123,7 +126,7 @@ def make_program(
         teacher, vae, teacher_params, vae_params, condition_of(rows),
         flow_choose(noise, offsets, solver=config.solver,
                     steps=config.solver_steps, chunk=config.chunk),
-        cfg=config.cfg, top_k=config.top_k, top_p=config.top_p,
+        **guidance.settings_of(config),
     )
 
   return jax.jit(program, out_shardings=sharding.replicated(mesh))
@@ -166,8 +169,8 @@ def run(context: Context) -> dict[str, Any]:
       length=teacher.offsets[-1], vocab_size=teacher.vocab_size,
       num_classes=len(conditions),
       provenance=made_of | {
-          'seed': context.seed, 'cfg': config.cfg, 'top_k': config.top_k,
-          'top_p': config.top_p, 'solver': config.solver,
+          'seed': context.seed, **guidance.settings_of(config),
+          'solver': config.solver,
           'solver_steps': config.solver_steps,
           'micro_batch': config.batch_size,
       },

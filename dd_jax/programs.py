@@ -59,7 +59,7 @@ def teacher_images(
     condition: Any, choose: Callable[..., jax.Array],
     settings: Mapping[str, Any],
 ) -> jax.Array:
-  """Images of a rollout; `settings` are its cfg, top_k and top_p."""
+  """Images of a rollout; `settings` are `sampling.guidance.SETTINGS`."""
   lib = registry.get('samplers', teacher.family)
   return decode(teacher.family, vae, vae_params, lib.rollout(
       teacher, vae, params, vae_params, condition, choose, **settings,

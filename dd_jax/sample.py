@@ -28,6 +28,7 @@ from dd_jax import config as config_lib
 from dd_jax.data import captions as captions_lib
 from dd_jax.evals import report
 from dd_jax.model import Model, Params, condition_of
+from dd_jax.sampling import guidance
 
 # Captions to rows of `features` and `mask`.
 Text = Callable[[Sequence[str]], Mapping[str, np.ndarray]]
@@ -77,7 +78,7 @@ class Sampler:
   def __call__(
       self, wanted: Sequence[int] | Sequence[str], *,
       steps: int | None = None, seed: int = 0, cfg: float = 0.0,
-      top_k: int = 0, top_p: float = 1.0,
+      top_k: int = 0, top_p: float = 1.0, cfg_interval: int = -1,
   ) -> np.ndarray:
     """Images of the given classes or captions.
 
@@ -91,6 +92,7 @@ class Sampler:
       cfg: guidance of a teacher; see `rollout` of its family in `sampling`.
       top_k: codes that a teacher draws from, 0 for all.
       top_p: probability that a teacher draws from, 1 for all.
+      cfg_interval: where the guidance of a teacher ends, -1 for nowhere.
 
     Returns:
       float32 (N, H, W, C) in [-1, 1].
@@ -111,11 +113,13 @@ class Sampler:
       )
     if not 0 <= seed < 2**31:
       raise ValueError(f'seed={seed} must lie in [0, 2**31)')
-    settings = cfg, top_k, top_p
-    if self._is_student and settings != (0.0, 0, 1.0):
-      raise ValueError('cfg, top_k and top_p are of a teacher; a student has '
+    settings = dict(
+        cfg=cfg, top_k=top_k, top_p=top_p, cfg_interval=cfg_interval
+    )
+    if self._is_student and settings != guidance.SETTINGS:
+      raise ValueError(f'{", ".join(settings)} are of a teacher; a student has '
                        'taken in those of its pairs')
-    key = steps, *settings
+    key = steps, tuple(settings.items())
     if key not in self._programs:
       self._programs[key] = jax.jit(functools.partial(self._run, key))
     program = self._programs[key]
@@ -175,10 +179,10 @@ class Sampler:
     return self._open_text()
 
   def _run(
-      self, key: tuple[int, float, int, float], params: Params,
+      self, key: tuple[int, tuple[tuple[str, Any], ...]], params: Params,
       vae_params: Params, seed: jax.Array, ids: jax.Array, condition: Any,
   ) -> jax.Array:
-    steps, cfg, top_k, top_p = key
+    steps, settings = key
     model, vae = self.model, self._vae
     if self._is_student:
       return programs.student_images(
@@ -191,7 +195,7 @@ class Sampler:
     )
     return programs.teacher_images(
         model, vae, params, vae_params, condition, choose,
-        dict(cfg=cfg, top_k=top_k, top_p=top_p),
+        dict(settings),
     )
 
 

@@ -201,7 +201,7 @@ def test_a_teacher_is_sampled_with_guidance(exports, tmp_path):
 
 @pytest.mark.parametrize('fields, message', [
     ({}, 'is a student and needs t_list'),
-    ({'t_list': [0], 'cfg': 2.0}, 'cfg, top_k and top_p are of a teacher'),
+    ({'t_list': [0], 'cfg': 2.0}, 'cfg_interval are of a teacher'),
     ({'t_list': [0], 'labels': 'some'}, "labels='some'"),
     ({'t_list': [0], 'batch_size': 7}, 'batch_size=7 does not divide'),
     ({'t_list': [0], 'sample': 5}, "unknown field 'sample': did you mean"),

@@ -186,7 +186,7 @@ def test_a_teacher_is_sampled_with_its_settings(teacher):
         ([0], {'steps': 3}, 'steps=3: this student is sampled in 1 or 2'),
         ([0], {'steps': 0}, 'steps=0'),
         ([0], {'seed': -1}, 'seed=-1'),
-        ([0], {'cfg': 1.5}, 'cfg, top_k and top_p are of a teacher'),
+        ([0], {'cfg': 1.5}, 'cfg_interval are of a teacher'),
     ],
 )
 def test_a_student_refuses(student, labels, options, message):

@@ -4,8 +4,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+
+# What a run may say of how a teacher is sampled, and what it does otherwise.
+SETTINGS = {'cfg': 0.0, 'top_k': 0, 'top_p': 1.0, 'cfg_interval': -1}
 
 
 def guide(
@@ -21,6 +26,32 @@ def guide(
   Source: VAR, models/var.py.
   """
   return (1 + scale) * cond - scale * uncond
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+  """`SETTINGS` as the fields of a stage have them."""
+  return {
+      'cfg': config.cfg, 'top_k': config.top_k, 'top_p': config.top_p,
+      'cfg_interval': config.cfg_interval,
+  }
+
+
+def is_guided(step: Any, cfg_interval: int) -> Any:
+  """Whether a step, counted from 0, lies before the end of guidance.
+
+  Args:
+    step: an integer, which may be traced.
+    cfg_interval: the last guided step is the one after it; -1 guides all.
+
+  Raises:
+    ValueError: an interval below -1.
+
+  Source: LlamaGen, autoregressive/models/generate.py, whose count begins at the
+  second token.
+  """
+  if cfg_interval < -1:
+    raise ValueError(f'cfg_interval={cfg_interval} must be -1 (no end) or more')
+  return cfg_interval == -1 or step <= cfg_interval + 1
 
 
 def filter_top_k(logits: jax.Array, k: int) -> jax.Array:

@@ -29,6 +29,7 @@ def rollout(
     cfg: float,
     top_k: int,
     top_p: float,
+    cfg_interval: int = -1,
     temperature: float = 1.0,
     stop: int | None = None,
     prefix: jax.Array | None = None,
@@ -51,6 +52,8 @@ def rollout(
     cfg: guidance of every token; up to 1 runs the conditional network alone.
     top_k: codes kept; 0 keeps all.
     top_p: probability kept; 1 keeps all.
+    cfg_interval: tokens after the one that follows it are not guided; -1
+      guides all.
     temperature: divides the logits.
     stop: tokens in the result; None for all.
     prefix: (B, n) int32, the first `start` tokens; further columns are not
@@ -99,7 +102,8 @@ def rollout(
     """Token i (B,), given logits of all rows."""
     if guided:
       pairs = logits.reshape(batch, 2, -1)
-      logits = guidance.guide(pairs[:, 0], pairs[:, 1], cfg - 1)
+      scale = jnp.where(guidance.is_guided(i, cfg_interval), cfg - 1, 0.0)
+      logits = guidance.guide(pairs[:, 0], pairs[:, 1], scale)
     logits = guidance.filter_top_k(logits / temperature, top_k)
     logits = guidance.filter_top_p(logits, top_p, descending=True)
     return choose(jax.nn.log_softmax(logits)[:, None], i, codebook)[:, 0]
@@ -142,6 +146,7 @@ def skip_n(
     cfg: float,
     top_k: int,
     top_p: float,
+    cfg_interval: int = -1,
     fill: jax.Array | None = None,
 ) -> jax.Array:
   """Images of the teacher without its last tokens, DD1's baseline "skip-n".
@@ -154,7 +159,7 @@ def skip_n(
   length = teacher.config.offsets[-1]
   indices = rollout(
       teacher, vae, teacher_params, vae_params, condition, choose, cfg=cfg,
-      top_k=top_k, top_p=top_p, stop=length - skip,
+      top_k=top_k, top_p=top_p, cfg_interval=cfg_interval, stop=length - skip,
   )
   codes = vae.fns['codes'](vae_params, indices)
   rest = jnp.zeros((len(codes), skip, codes.shape[-1]))

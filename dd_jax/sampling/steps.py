@@ -134,7 +134,7 @@ def teacher_involved(
     resume: first step that the last student step makes; with all of them there
       is no such step.
     split: see `few_step`.
-    **settings: of the rollout: `cfg`, `top_k`, `top_p` and further ones.
+    **settings: of the rollout: `guidance.SETTINGS` and further ones.
 
   Returns:
     As `few_step`.

@@ -30,6 +30,7 @@ def rollout(
     cfg: float,
     top_k: int,
     top_p: float,
+    cfg_interval: int = -1,
     stop: int | None = None,
     prefix: jax.Array | None = None,
     start: int = 0,
@@ -52,6 +53,8 @@ def rollout(
     cfg: guidance at the last scale; 0 runs the conditional network alone.
     top_k: codes kept; 0 keeps all.
     top_p: probability kept; 1 keeps all.
+    cfg_interval: scales after the one that follows it are not guided; -1
+      guides all.
     stop: scales in the result; None for all.
     prefix: (B, n) int32 tokens of the first `start` scales; further columns are
       not read.
@@ -112,6 +115,7 @@ def rollout(
     if cfg:
       pairs = logits.reshape(-1, 2, *logits.shape[1:])
       ramp = cfg * scale / max(scales - 1, 1)
+      ramp *= guidance.is_guided(scale, cfg_interval)
       logits = guidance.guide(pairs[:, 0], pairs[:, 1], ramp)
     logits = guidance.filter_top_k(logits, top_k)
     logits = guidance.filter_top_p(logits, top_p)
@@ -137,6 +141,7 @@ def skip_n(
     cfg: float,
     top_k: int,
     top_p: float,
+    cfg_interval: int = -1,
 ) -> jax.Array:
   """Images of the teacher without its last scales, DD1's baseline "skip-n".
 
@@ -147,7 +152,7 @@ def skip_n(
   stop = len(offsets) - 1 - skip
   indices = rollout(
       teacher, vae, teacher_params, vae_params, labels, choose, cfg=cfg,
-      top_k=top_k, top_p=top_p, stop=stop,
+      top_k=top_k, top_p=top_p, cfg_interval=cfg_interval, stop=stop,
   )
   codes = vae.fns['codes'](vae_params, indices)
   size = teacher.config.patch_nums[-1]

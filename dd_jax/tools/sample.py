@@ -56,6 +56,9 @@ _OUT = flags.DEFINE_string('out', 'grid.png', 'PNG file to write.')
 _CFG = flags.DEFINE_float('cfg', 0.0, 'Guidance of a teacher.')
 _TOP_K = flags.DEFINE_integer('top_k', 0, 'Codes of a teacher, 0 for all.')
 _TOP_P = flags.DEFINE_float('top_p', 1.0, 'Probability of a teacher.')
+_CFG_INTERVAL = flags.DEFINE_integer(
+    'cfg_interval', -1, 'Where the guidance of a teacher ends, -1 for nowhere.'
+)
 _T_SET = flags.DEFINE_list(
     't_set', None, 'Scales that are data when each step of a student begins; '
     'default: as it was trained.'
@@ -92,7 +95,7 @@ def _run() -> None:
   rows = np.repeat(wanted, _COUNT.value).tolist()
   images = sampler(
       rows, steps=_STEPS.value, seed=_SEED.value, cfg=_CFG.value,
-      top_k=_TOP_K.value, top_p=_TOP_P.value,
+      top_k=_TOP_K.value, top_p=_TOP_P.value, cfg_interval=_CFG_INTERVAL.value,
   )
   out.parent.mkdir(parents=True, exist_ok=True)
   with out.open('wb') as f:

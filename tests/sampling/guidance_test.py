@@ -100,3 +100,8 @@ def test_bad_top_p(p):
 def test_bad_top_k():
   with pytest.raises(ValueError, match='top_k=-1'):
     guidance.filter_top_k(jnp.zeros(3), -1)
+
+
+def test_bad_cfg_interval():
+  with pytest.raises(ValueError, match='cfg_interval=-2'):
+    guidance.is_guided(0, -2)

@@ -140,8 +140,8 @@ def test_few_steps_of_size_l_match_the_original():
 
 
 @pytest.mark.parametrize('kind', ['classes', 'captions'])
-@pytest.mark.parametrize('cfg', [1.0, 2.5])
-def test_choose_sees_the_distribution_that_is_sampled(cfg, kind):
+@pytest.mark.parametrize('cfg, interval', [(1.0, -1), (2.5, -1), (2.5, 3)])
+def test_choose_sees_the_distribution_that_is_sampled(cfg, interval, kind):
   teacher = llamagen_model.build(CAPTIONS if kind == 'captions' else SIZES)
   tp, (vae, vp) = random_params(teacher, 0), (nets()[2], nets()[5])
   condition = LABELS
@@ -163,7 +163,7 @@ def test_choose_sees_the_distribution_that_is_sampled(cfg, kind):
   def run(tp, vp):
     indices = sampling.rollout(
         teacher, vae, tp, vp, condition, choose, cfg=cfg, top_k=9, top_p=0.8,
-        temperature=0.7,
+        cfg_interval=interval, temperature=0.7,
     )
     return indices, *(
         teacher.apply(tp, y, indices[:, :-1])
@@ -174,7 +174,10 @@ def test_choose_sees_the_distribution_that_is_sampled(cfg, kind):
   jax.effects_barrier()
   log_p = np.concatenate([seen[i] for i in range(9)], axis=1)
   np.testing.assert_array_equal(indices, log_p.argmax(-1))
-  expected = guidance.filter_top_k((null + cfg * (cond - null)) / 0.7, 9)
+  # The first token has no number in LlamaGen's count: 0 to 4 are guided.
+  unguided = (interval > -1) & (np.arange(9) > interval + 1)
+  guided = jnp.where(unguided[None, :, None], cond, null + cfg * (cond - null))
+  expected = guidance.filter_top_k(guided / 0.7, 9)
   expected = guidance.filter_top_p(expected, 0.8, descending=True)
   np.testing.assert_allclose(
       log_p, jax.nn.log_softmax(expected), rtol=1e-3, atol=1e-3

@@ -147,8 +147,8 @@ def test_few_steps_match_the_original(name):
   assert_image(decode(out['codes']), case.arrays['image'])
 
 
-@pytest.mark.parametrize('cfg', [0.0, 1.5])
-def test_choose_sees_the_distribution_that_is_sampled(cfg):
+@pytest.mark.parametrize('cfg, interval', [(0.0, -1), (1.5, -1), (1.5, 0)])
+def test_choose_sees_the_distribution_that_is_sampled(cfg, interval):
   teacher, _, vae, tp, _, vp = nets()
 
   def run(tp, vp):
@@ -161,7 +161,8 @@ def test_choose_sees_the_distribution_that_is_sampled(cfg):
       return sampling.greedy(log_p, scale, codebook)
 
     indices = sampling.rollout(
-        teacher, vae, tp, vp, LABELS, choose, cfg=cfg, top_k=9, top_p=0.8
+        teacher, vae, tp, vp, LABELS, choose, cfg=cfg, top_k=9, top_p=0.8,
+        cfg_interval=interval,
     )
     maps = vae.fns['var_input'](vp, vae.fns['codes'](vp, indices))
     cond, null = (
@@ -171,6 +172,8 @@ def test_choose_sees_the_distribution_that_is_sampled(cfg):
 
   log_p, cond, null = jax.jit(run)(tp, vp)
   ramp = (cfg * teacher.config.levels / 2)[None, :, None]
+  if interval > -1:
+    ramp *= teacher.config.levels[None, :, None] <= interval + 1
   expected = guidance.filter_top_p(
       guidance.filter_top_k((1 + ramp) * cond - ramp * null, 9), 0.8
   )
