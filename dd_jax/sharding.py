@@ -9,7 +9,8 @@ in models or methods.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import math
 from typing import Any
 
@@ -18,8 +19,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import optax
 
+from dd_jax.kernels import attention
 from dd_jax.method import Method
-from dd_jax.model import Axes, Params
+from dd_jax.model import Axes, Params, rows_on
 from dd_jax.state import TrainState
 
 AXES = ('data', 'fsdp', 'tensor', 'context')
@@ -160,6 +162,19 @@ def shard_state(
   return rest.replace(
       params=params, opt=opt, ema={n: params[n] for n in abstract.ema}
   )
+
+
+@contextlib.contextmanager
+def kernels_on(mesh: Mesh) -> Iterator[None]:
+  """Within it, programs are traced for a mesh; a run does this for its own.
+
+  `jit` splits all but kernels by itself, and those as told here. With weights
+  split over `fsdp` it is told that examples are, too.
+  """
+  rows = BATCH if mesh.shape['fsdp'] > 1 else ()
+  with (attention.on_mesh(mesh, batch=BATCH, heads='tensor'),
+        rows_on(mesh, rows)):
+    yield
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -277,7 +277,8 @@ def run(
     }
     _write_record(context.directory, record)
     began = time.monotonic()
-    outputs = registry.get('kinds', stage.kind)(context)
+    with sharding.kernels_on(mesh):
+      outputs = registry.get('kinds', stage.kind)(context)
     record |= {
         'outputs': outputs, 'hash': _hash([record['config_hash'], outputs]),
         'seconds': round(time.monotonic() - began, 1), 'complete': True,

@@ -19,10 +19,12 @@ PACKAGE = ROOT / 'dd_jax'
 # Folder -> what modules in it may import; everything else is refused.
 ALLOWED = {
     'ops': {'jax', 'numpy'},
+    'kernels': {'jax', 'numpy', 'dd_jax.model', 'dd_jax.kernels'},
     'flow': {'jax', 'numpy', 'dd_jax.flow'},
     'convert': {'numpy', 'ml_dtypes', 'safetensors', 'dd_jax.convert'},
     'models': {'jax', 'numpy', 'flax', 'dd_jax.ops', 'dd_jax.model',
-               'dd_jax.models', 'dd_jax.config', 'dd_jax.convert'},
+               'dd_jax.kernels', 'dd_jax.models', 'dd_jax.config',
+               'dd_jax.convert'},
     'methods': {'jax', 'numpy', 'optax', 'dd_jax.flow', 'dd_jax.ops',
                 'dd_jax.method', 'dd_jax.methods'},
     'data': {'numpy', 'grain', 'array_record', 'etils', 'sklearn', 'mlxtend',
@@ -68,6 +70,12 @@ def test_loop_knows_no_method():
     assert not [i for i in imported
                 if i.startswith(('dd_jax.methods', 'dd_jax.models'))]
     assert not re.search(r'if .*method.*==', (PACKAGE / name).read_text())
+
+
+def test_partitioning_by_hand_lives_in_kernels_only():
+  for file in PACKAGE.rglob('*.py'):
+    by_hand = re.search(r'\bshard_map\(', file.read_text())
+    assert not by_hand or file.parent.name == 'kernels', file
 
 
 def test_print_lives_in_the_console_only():

@@ -89,7 +89,7 @@ class DistilledDecoding(Method):
     )
     shared = {'codes': codes, 'noise': noise, 'offset': starts[pick]}
     if self.config.loss_norm != 'none':
-      some = codes[:self.config.perceptual_batch or None]
+      some = self._some(codes)
       shared['image'] = vae['decode'](params, vae['accumulate'](params, some))
     return shared
 
@@ -118,18 +118,29 @@ class DistilledDecoding(Method):
     if config.loss_norm != 'none':
       split = self._offsets[config.split]
       vae, vae_params = self.frozen['vae'].fns, inputs.frozen['vae']
-      some = slice(config.perceptual_batch or None)
-      logits = jax.lax.stop_gradient(out['logits'][some])
+      logits = jax.lax.stop_gradient(self._some(out['logits']))
       picked = vae['codes'](vae_params, logits.argmax(axis=-1))
       merged = jnp.where(
-          (position < split)[..., None], picked, out['codes'][some]
+          (position < split)[..., None], picked, self._some(out['codes'])
       )
-      merged = jnp.where(given[some, :, None], codes[some], merged)
+      merged = jnp.where(
+          self._some(given)[..., None], self._some(codes), merged
+      )
       image = vae['decode'](vae_params, vae['accumulate'](vae_params, merged))
       distance = self._distance(inputs, image, shared['image']).mean()
       loss += config.perceptual * distance
       metrics['perceptual'] = distance
     return Output(loss, metrics)
+
+  def _some(self, rows: jax.Array) -> jax.Array:
+    """The examples that the image distance is taken on.
+
+    As many of each device's: the first ones would have to be sent to others.
+    """
+    count = self.config.perceptual_batch or len(rows)
+    if len(rows) % count:
+      return rows[:count]
+    return rows.reshape(count, -1, *rows.shape[1:])[:, 0]
 
   def _distance(
       self, inputs: Inputs, a: jax.Array, b: jax.Array

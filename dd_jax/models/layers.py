@@ -14,7 +14,7 @@ import jax
 from jax.extend.core import jaxprs_in_params
 import jax.numpy as jnp
 
-from dd_jax.model import Axes, Params
+from dd_jax.model import Axes, Params, keep_rows
 
 Array = jax.Array
 Init = jax.nn.initializers.Initializer
@@ -51,8 +51,8 @@ class Dense(nn.Module):
         nn.with_logical_partitioning(self.kernel_init, self.axes),
         (x.shape[-1], self.features),
     )
-    x = x.astype(self.dtype)
-    y = _matmul(x, kernel.astype(self.dtype))
+    x = keep_rows(x.astype(self.dtype))
+    y = keep_rows(_matmul(x, kernel.astype(self.dtype)))
     if self.has_variable('params', 'kernel_a'):
       a = self.get_variable('params', 'kernel_a').astype(self.dtype)
       b = self.get_variable('params', 'kernel_b').astype(self.dtype)
@@ -109,14 +109,14 @@ class Conv2d(nn.Module):
     )
     padding = self.padding or ((self.size - 1) // 2, self.size // 2)
     y_BxHxWxO = jax.lax.conv_general_dilated(
-        x_BxHxWxI.astype(self.dtype),
+        keep_rows(x_BxHxWxI.astype(self.dtype)),
         kernel.astype(self.dtype),
         window_strides=(self.stride, self.stride),
         padding=(padding, padding),
         dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
         precision=self.precision,
     )
-    return y_BxHxWxO + bias.astype(self.dtype)[None, None, None]
+    return keep_rows(y_BxHxWxO) + bias.astype(self.dtype)[None, None, None]
 
 
 class GroupNorm(nn.Module):
@@ -333,6 +333,11 @@ def _count_equation(eqn: Any, passes: bool) -> int:
   inner = [count_jaxpr(j, passes) for j in jaxprs_in_params(params)]
   if name == 'scan':
     return params['length'] * sum(inner)
+  if name == 'shard_map':  # of one device
+    axes = params['manual_axes']
+    return sum(inner) * math.prod(params['mesh'].shape[a] for a in axes)
+  if name == 'pallas_call':  # of one block
+    return sum(inner) * math.prod(params['grid_mapping'].grid)
   if name == 'while' and any(inner):
     raise ValueError('cannot count the FLOPs of a loop of unknown length')
   return max(inner) if name == 'cond' else sum(inner)

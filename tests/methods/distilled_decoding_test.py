@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import pytest
 
 from dd_jax import build
@@ -35,6 +36,16 @@ def test_flops_count_the_images_that_are_compared():
   assert plain == 8 * 3 * build.build_model(STUDENT).flops()
   assert all_of_them - plain == 4 * (count(perceptual_batch=2) - plain) > 0
   assert count(perceptual_batch=99) == all_of_them
+
+
+@pytest.mark.parametrize('count, expected', [
+    (0, range(8)), (8, range(8)), (9, range(8)), (2, [0, 4]),
+    (4, range(0, 8, 2)),
+    (3, range(3)),
+])
+def test_images_are_compared_of_every_part_of_a_batch(count, expected):
+  picked = method(perceptual_batch=count)._some(jnp.arange(16).reshape(8, 2))
+  assert picked[:, 0].tolist() == [2 * i for i in expected]
 
 
 @pytest.mark.parametrize('fields, message', [

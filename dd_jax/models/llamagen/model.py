@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dd_jax import config as config_lib
+from dd_jax.kernels import attention as attention_lib
 from dd_jax.model import Model, Params, platform
 from dd_jax.models.layers import Dense, pure, rows
 
@@ -64,6 +65,8 @@ class Config:
     remat: what a backward pass recomputes: nothing, blocks except for their
       matrix products, or whole blocks.
     unroll: blocks one after the other instead of a loop; None does so on CPU.
+    attention: what computes it where all slots are there at once; see
+      `kernels.attention.attend`.
   """
 
   num_classes: int
@@ -81,6 +84,7 @@ class Config:
   dtype: Literal['float32', 'bfloat16'] = 'float32'
   remat: Literal['none', 'dots', 'full'] = 'none'
   unroll: bool | None = None
+  attention: attention_lib.Kind = 'auto'
 
   def __post_init__(self):
     counts = (
@@ -103,6 +107,7 @@ class Config:
     for name in ('token_dropout', 'dropout'):
       if not 0 <= getattr(self, name) < 1:
         raise ValueError(f'{name}={getattr(self, name)} must be in [0, 1)')
+    attention_lib.check(self.attention, self.dtype, self.width // self.heads)
 
   @property
   def offsets(self) -> tuple[int, ...]:
@@ -204,7 +209,7 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(
       self, x_BxNxW: Array, cache: Cache | None, layer: Array,
-      start: Array | None, table_NxPx2: Array, mask: Array,
+      start: Array | None, table_NxPx2: Array, mask: attention_lib.Mask | Array,
   ) -> tuple[Array, Cache | None]:
     c = self.config
     batch, n, _ = x_BxNxW.shape
@@ -226,7 +231,7 @@ class Attention(nn.Module):
           jax.lax.dynamic_index_in_dim(cache[name], layer, keepdims=False)
           for name in ('k', 'v')
       )
-    y = jax.nn.dot_product_attention(q, k, v, mask=mask)
+    y = attention_lib.attend(q, k, v, mask, kind=c.attention)
     y = dense(c, c.width, ('heads', 'embed'), 'proj')(
         y.reshape(batch, n, c.width)
     )
@@ -241,7 +246,8 @@ class Block(nn.Module):
   @nn.compact
   def __call__(
       self, carry: tuple[Array, Cache | None], layer: Array,
-      start: Array | None, table_NxPx2: Array, mask: Array, key: Array | None,
+      start: Array | None, table_NxPx2: Array, mask: attention_lib.Mask | Array,
+      key: Array | None,
   ) -> tuple[tuple[Array, Cache | None], None]:
     c = self.config
     x, cache = carry
@@ -312,7 +318,7 @@ class Transformer(nn.Module):
       prefix_BxTxW, valid_BxT = Conditioner(c, name='condition')(condition)
       x_BxNxW = jnp.concatenate([prefix_BxTxW, x_BxNxW], axis=1)
       n = x_BxNxW.shape[1]
-      mask = causal_mask(n, valid_BxT)
+      mask = attention_lib.causal(n, valid_BxT)
       table = table[:n]
       if cache is not None and valid_BxT is not None:
         cache = cache | {'valid': valid_BxT}
@@ -364,21 +370,6 @@ def check_condition(c: Config, condition: Condition) -> None:
       )
 
 
-def causal_mask(n: int, valid_BxT: Array | None) -> Array:
-  """Who sees whom of n slots, (B or 1, 1, n, n); everybody sees itself.
-
-  Slots before the tokens that hold nothing are seen by nobody else.
-  """
-  causal = np.tri(n, dtype=bool)
-  if valid_BxT is None:
-    return jnp.asarray(causal)[None, None]
-  valid_Bxn = jnp.pad(
-      valid_BxT, ((0, 0), (0, n - valid_BxT.shape[1])), constant_values=True
-  )
-  seen = jnp.logical_and(jnp.asarray(causal)[None], valid_Bxn[:, None])
-  return jnp.logical_or(seen, jnp.eye(n, dtype=bool)[None])[:, None]
-
-
 def embed(c: Config, count: int, name: str) -> nn.Embed:
   """A table of `count` vectors of the residual stream's width."""
   init = nn.initializers.normal(c.init_std)
@@ -418,7 +409,7 @@ def run_blocks(
     c: Config,
     x_BxNxW: Array,
     table_NxPx2: Array,
-    mask: Array,
+    mask: attention_lib.Mask | Array,
     *,
     start: Array | None = None,
     cache: Cache | None = None,
@@ -430,7 +421,7 @@ def run_blocks(
     c: sizes.
     x_BxNxW: slots from the first on or, with `start`, the one there.
     table_NxPx2: their rotations.
-    mask: (B or 1, 1, N, M), who sees whom.
+    mask: who sees whom; with a cache of more slots, (B or 1, 1, N, M).
     start: slot of the cache that attention over the cache begins to fill.
     cache: see `build`.
     key: (B,), draw what dropout drops; None keeps all.

@@ -12,6 +12,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from dd_jax.kernels import attention as attention_lib
 from dd_jax.model import Model, Params
 from dd_jax.models.layers import CodeHead, Dense, pick_flag, pure
 from dd_jax.models.llamagen import model as llamagen
@@ -53,7 +54,7 @@ class Student(nn.Module):
     )
     x_BxSxW, _ = llamagen.run_blocks(
         c, x_BxSxW, jnp.asarray(llamagen.rotations(c)),
-        llamagen.causal_mask(len(slots_S), valid_BxT), key=key,
+        attention_lib.causal(len(slots_S), valid_BxT), key=key,
     )
     x_BxLxW = x_BxSxW[:, c.slots :]
     return {

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dd_jax import config as config_lib
+from dd_jax.kernels import attention as attention_lib
 from dd_jax.model import Model, Params, platform
 from dd_jax.models.layers import Dense, modulate, pure
 
@@ -47,6 +48,8 @@ class Config:
       matrix products, or whole blocks.
     unroll: blocks one after the other instead of a loop; None does so on CPU
       where they are few.
+    attention: what computes it where all slots are there at once; see
+      `kernels.attention.attend`.
   """
 
   num_classes: int
@@ -64,6 +67,7 @@ class Config:
   dtype: Literal['float32', 'bfloat16'] = 'float32'
   remat: Literal['none', 'dots', 'full'] = 'none'
   unroll: bool | None = None
+  attention: attention_lib.Kind = 'auto'
 
   def __post_init__(self):
     counts = (
@@ -81,6 +85,7 @@ class Config:
       raise ValueError(f'patch_nums={sizes} must start with 1 and increase')
     if not 0 <= self.drop_path < 1:
       raise ValueError(f'drop_path={self.drop_path} must be in [0, 1)')
+    attention_lib.check(self.attention, self.dtype, self.width // self.heads)
 
   @property
   def offsets(self) -> tuple[int, ...]:
@@ -107,7 +112,7 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x_BxNxW: Array, cache: Cache | None, mask_NxM: np.ndarray | None
+      self, x_BxNxW: Array, cache: Cache | None, mask: attention_lib.Mask | None
   ) -> tuple[Array, Cache | None]:
     c = self.config
     batch, n, _ = x_BxNxW.shape
@@ -141,8 +146,7 @@ class Attention(nn.Module):
           for name, new in (('k', k), ('v', v))
       }
       k, v = cache['k'][:, :stop], cache['v'][:, :stop]
-    mask = None if mask_NxM is None else jnp.asarray(mask_NxM)[None, None]
-    y = jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale)
+    y = attention_lib.attend(q, k, v, mask, scale=scale, kind=c.attention)
     std = c.init_std / np.sqrt(2 * c.depth)
     y = Dense(
         c.width, ('heads', 'embed'), True, nn.initializers.normal(std),
@@ -164,7 +168,7 @@ class Block(nn.Module):
       cache: Cache | None,
       keep_Bx2: Array | None,
       cond: Array,
-      mask_NxM: np.ndarray | None,
+      mask: attention_lib.Mask | None,
       extra: Any,
   ) -> tuple[Array, Cache | None]:
     c = self.config
@@ -186,7 +190,7 @@ class Block(nn.Module):
       gamma1 *= keep_Bx2[:, :1, None]
       gamma2 *= keep_Bx2[:, 1:, None]
     y, cache = Attention(c, self.start, name='attn')(
-        modulate(x_BxNxW, scale1, shift1), cache, mask_NxM
+        modulate(x_BxNxW, scale1, shift1), cache, mask
     )
     x = x_BxNxW + (gamma1 * y).astype(c.dtype)
     x = self.between(x, extra)
@@ -234,7 +238,7 @@ class Transformer(nn.Module):
       maps_BxMxC: Array | None,
       *,
       start: int = 0,
-      mask_NxM: np.ndarray | None = None,
+      mask: attention_lib.Mask | None = None,
       cache: Cache | None = None,
       key: Array | None = None,
   ) -> tuple[Array, Cache | None]:
@@ -250,8 +254,7 @@ class Transformer(nn.Module):
     x_BxNxW += level_embed(c.levels[slots])[None]
     x_BxNxW += pos_embed.embedding[slots][None]
     x_BxNxW, cache = run_blocks(
-        c, x_BxNxW, cond_BxW, start=start, mask_NxM=mask_NxM, cache=cache,
-        key=key,
+        c, x_BxNxW, cond_BxW, start=start, mask=mask, cache=cache, key=key
     )
     return Head(c, name='head')(x_BxNxW, cond_BxW), cache
 
@@ -306,7 +309,7 @@ def run_blocks(
     cond_BxW: Array,
     *,
     start: int = 0,
-    mask_NxM: np.ndarray | None = None,
+    mask: attention_lib.Mask | None = None,
     cache: Cache | None = None,
     key: Array | None = None,
     block: type[Block] = Block,
@@ -319,7 +322,7 @@ def run_blocks(
     x_BxNxW: slots `start` to `start + N`.
     cond_BxW: class embedding.
     start: slots that the cache already holds.
-    mask_NxM: who sees whom; None for everybody.
+    mask: who sees whom; None for everybody.
     cache: see `init_cache`.
     key: (B,), draw the branches that drop-path skips; None keeps all.
     block: Block or a subclass of it.
@@ -362,7 +365,7 @@ def run_blocks(
         lambda k: jax.random.bernoulli(k, chance_Dx2) / chance_Dx2, out_axes=1
     )(key)
   x_BxNxW = x_BxNxW.astype(c.dtype)
-  return layers(x_BxNxW, cache, keep, cond, mask_NxM, extra)
+  return layers(x_BxNxW, cache, keep, cond, mask, extra)
 
 
 def block_flops(c: Config, slots: int) -> int:
@@ -407,7 +410,7 @@ def build(config: Mapping[str, Any]) -> Model:
       jax.ShapeDtypeStruct((1,), jnp.int32),
       jax.ShapeDtypeStruct((1, length - 1, c.code_dim), jnp.float32),
   )
-  causal_LxL = c.levels[:, None] >= c.levels[None]
+  levels = tuple(c.levels.tolist())
 
   def run(params: Params, *args, **kwargs) -> tuple[Array, Cache | None]:
     return module.apply({'params': params}, *args, **kwargs)
@@ -416,7 +419,8 @@ def build(config: Mapping[str, Any]) -> Model:
       params: Params, labels_B: Array, maps_BxMxC: Array, *,
       key: Array | None = None,
   ) -> Array:
-    return run(params, labels_B, maps_BxMxC, mask_NxM=causal_LxL, key=key)[0]
+    seen = attention_lib.Mask(levels)
+    return run(params, labels_B, maps_BxMxC, mask=seen, key=key)[0]
 
   def init_cache(params: Params, batch: int) -> Cache:
     del params
@@ -439,8 +443,8 @@ def build(config: Mapping[str, Any]) -> Model:
     if mask not in ('causal', 'full'):
       raise ValueError(f"mask={mask!r} must be 'causal' or 'full'")
     stop = c.offsets[stop_scale]
-    seen = causal_LxL[:stop, :stop] if mask == 'causal' else None
-    return run(params, labels_B, maps_BxMxC, cache=cache, mask_NxM=seen)
+    seen = attention_lib.Mask(levels[:stop]) if mask == 'causal' else None
+    return run(params, labels_B, maps_BxMxC, cache=cache, mask=seen)
 
   def flops() -> int:
     ends = 2 * c.width * (

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dd_jax import config as config_lib
+from dd_jax.kernels import attention as attention_lib
 from dd_jax.model import Model, Params
 from dd_jax.models.layers import CodeHead, Dense, pick_flag, pure
 from dd_jax.models.var import model as var
@@ -74,10 +75,9 @@ class Student(nn.Module):
     x_BxSxW += level_embed(levels_S)[None] + pos_embed.embedding[None]
     x_BxSxW += pick_flag(flag_2xW, is_data_BxS)
     # Tokens of one scale do not see each other, only themselves.
-    mask_SxS = levels_S[:, None] > levels_S[None]
-    np.fill_diagonal(mask_SxS, True)
+    mask = attention_lib.Mask(tuple(levels_S.tolist()), alone=True)
     x_BxSxW, _ = var.run_blocks(
-        c, x_BxSxW, cond_BxW, mask_NxM=mask_SxS, key=key, block=Block,
+        c, x_BxSxW, cond_BxW, mask=mask, key=key, block=Block,
         extra=(flag_2xW, is_data_BxS),
     )
     if c.layerwise_flags:
