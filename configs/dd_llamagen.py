@@ -175,7 +175,7 @@ def _released(name: str) -> ConfigDict:
           roles=dict(student=dict(
               model=dict(
                   name='dd_llamagen', size=size, **conditions,
-                  dtype='bfloat16', remat='full',
+                  dtype='bfloat16', remat='full', attention='auto',
               ),
               init='stage:teacher',
               # No dropout of any kind: a fixed map is learned.

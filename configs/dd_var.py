@@ -78,22 +78,23 @@ SIZES |= {
 # Released networks. How they are sampled is known from the releases (DD1:
 # VAR/README.md; VAR: README.md), how the students were trained is not: what
 # follows are VAR's habits or, where marked, guesses.
-# `batch` is that of a teacher's sampling, over all chips: 18 to 26 GB of keys
-# and values, 48 GB for d36.
+# `batch` is that of a teacher's sampling, over all chips: 23 to 51 GB of keys
+# and values. With `fsdp` every scale gathers all weights, however few images
+# there are; docs/tpu_plans.md has what fits.
 IMAGENET = {
     'd16': dict(
         depth=16, t_set=(0, 5), split=5, batch=128, lr=2e-4, rules='dp'
     ),
     'd20': dict(
-        depth=20, t_set=(0, 4), split=4, batch=64, lr=2e-4, rules='fsdp'
+        depth=20, t_set=(0, 4), split=4, batch=128, lr=2e-4, rules='fsdp'
     ),
     # VAR trains this size with 8e-5 for every 256 examples, not 1e-4.
     'd24': dict(
-        depth=24, t_set=(0, 4), split=4, batch=64, lr=1.6e-4, rules='fsdp'
+        depth=24, t_set=(0, 4), split=4, batch=128, lr=1.6e-4, rules='fsdp'
     ),
 }
 TEACHERS = {
-    'd30': dict(depth=30, vae={}, reference='statistic.pth', batch=32),
+    'd30': dict(depth=30, vae={}, reference='statistic.pth', batch=64),
     # The same tokenizer with larger maps; no statistics are released.
     'd36': dict(
         depth=36, vae=dict(patch_nums=(1, 2, 3, 4, 6, 9, 13, 18, 24, 32)),
@@ -164,6 +165,9 @@ def _released(name: str) -> ConfigDict:
   vae_file = 'vae_ch160v4096z32.pth'
   if name in TEACHERS:
     size = TEACHERS[name]
+    # 8 GB of weights, and once more while they are read, leave no room.
+    config.rules = 'fsdp'
+    config.mesh = dict(data=1, fsdp=-1, tensor=1, context=1)
     config.stages = dict(
         teacher=convert('var', f'var_d{size["depth"]}.pth'),
         vae=convert('var_vqvae', vae_file, **size['vae']),
@@ -221,7 +225,7 @@ def _released(name: str) -> ConfigDict:
                   name='dd_var', num_classes=1000, depth=depth,
                   width=64 * depth, heads=depth, patch_nums=SCALES_256,
                   vocab_size=4096, code_dim=32, dtype='bfloat16',
-                  remat='full',
+                  remat='full', attention='auto',
               ),
               init='stage:teacher',
               # No dropout of any kind: a fixed map is learned.

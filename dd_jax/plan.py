@@ -1,24 +1,23 @@
 # Copyright 2026 The dd_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a run will need: its programs, compiled for chips that are not here.
+"""What a run will need: its programs, for chips that are not here.
 
 The programs are those that the stages run, traced for shapes. Nothing of a
 network's size is made, and nothing that earlier stages would have written is
-read.
+read. `dd_jax.fit` compiles them.
 """
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import contextvars
 import dataclasses
-import hashlib
+import functools
 import importlib.util
-import itertools
 import math
 import os
 import re
-import time
 from typing import Any
 
 from etils import epath
@@ -27,6 +26,7 @@ from jax.experimental import topologies
 import numpy as np
 
 from dd_jax import (
+  aot,
   build,
   captions,
   checkpoint,
@@ -37,7 +37,6 @@ from dd_jax import (
   evaluate_fid,
   evaluate_toy,
   generate,
-  hlo,
   judging,
   registry,
   released,
@@ -49,9 +48,7 @@ from dd_jax import (
 from dd_jax import config as config_lib
 from dd_jax.data import pairs
 from dd_jax.model import Model, for_platform
-from dd_jax.models import layers
 
-_MICRO_BATCHES = (1, 2, 4, 8, 16)
 # Networks that judge images, and the configs of the stages that have them.
 _JUDGES = {
     'inception': evaluate_fid.FidConfig, 'clip': evaluate_clip.ClipScoreConfig,
@@ -201,6 +198,8 @@ def make_target(topology: str, hbm_gb: float | None = None) -> Target:
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   # No chip is used, so that others may plan at the same time.
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+  for name, value in aot.ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
   if importlib.util.find_spec('libtpu') is None:
     raise ImportError(
         f'programs for {topology} are compiled by libtpu: pip install '
@@ -236,7 +235,9 @@ def programs(
                      f'{[s.name for s in parsed]}')
   mesh = sharding.make_mesh(config['mesh'], target.devices)
   done: dict[str, Planned] = {}
-  with for_platform(target.devices[0].platform):
+  with for_platform(target.devices[0].platform), sharding.kernels_on(mesh):
+    # Programs are traced later, as they would be in here.
+    inside = contextvars.copy_context()
     for stage in parsed:
       if only and not _matters(stage.name, only, parsed):
         continue
@@ -248,7 +249,8 @@ def programs(
       planner = registry.get('planners', stage.kind)
       done[stage.name] = planner(blueprint)
   return [
-      p for name, planned in done.items() if not only or name in only
+      dataclasses.replace(p, trace=functools.partial(inside.run, p.trace))
+      for name, planned in done.items() if not only or name in only
       for p in planned.programs
   ]
 
@@ -563,251 +565,3 @@ def _title(updates: Any) -> str:
   return '+'.join(
       ' '.join([u.name, *(f'{k}={v}' for k, v in u.statics)]) for u in updates
   )
-
-
-def compile_program(
-    program: Program, target: Target,
-    seen: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-  """Compiles a program and says what it takes.
-
-  Args:
-    program: of a stage.
-    target: where it will run.
-    seen: compiled programs by their text, so that no two are compiled twice.
-
-  Returns:
-    JSON-able figures; bytes are of one chip, FLOPs of all. `fits` is None
-    where the size of the memory is not known. `consumers` are the parts of
-    `total_bytes`, largest first.
-  """
-  chips = len(target.devices)
-  began = time.monotonic()
-  with for_platform(target.devices[0].platform):
-    traced = program.trace()
-    lowered = traced.lower()
-  row: dict[str, Any] = {
-      'stage': program.stage, 'program': program.name, 'calls': program.calls,
-      'knobs': list(program.knobs),
-      'traced_flops': _count(traced),
-      'trace_seconds': time.monotonic() - began,
-  }
-  flops = program.model_flops
-  row['model_flops'] = row['traced_flops'] if flops is None else flops
-  held = {name: _chip_bytes(tree) for name, tree in program.held.items()}
-  given = _chip_bytes(program.inputs)
-  began = time.monotonic()
-  text = hashlib.sha256(lowered.as_text().encode()).hexdigest()
-  seen = {} if seen is None else seen
-  try:
-    if text not in seen:
-      seen[text] = lowered.compile()
-    compiled = seen[text]
-  except jax.errors.JaxRuntimeError as e:
-    if 'RESOURCE_EXHAUSTED' not in str(e):
-      raise
-    return row | _refused(str(e), held, given, began)
-  row['compile_seconds'] = time.monotonic() - began
-  memory = compiled.memory_analysis()
-  # What the program does not read stays in memory all the same.
-  arguments = max(
-      memory.argument_size_in_bytes, sum(held.values()) + given
-  )
-  results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-  code = memory.generated_code_size_in_bytes
-  consumers = {
-      **held, 'inputs': given, 'temporaries': memory.temp_size_in_bytes,
-      'results': results, 'code': code,
-      'padding': arguments - sum(held.values()) - given,
-  }
-  row |= {
-      'argument_bytes': arguments,
-      'temporary_bytes': memory.temp_size_in_bytes,
-      'total_bytes': arguments + results + code + memory.temp_size_in_bytes,
-      'consumers': _sorted(consumers),
-  }
-  size = target.hbm_bytes
-  row['fits'] = None if size is None else row['total_bytes'] <= size
-  traffic = hlo.parse(compiled.as_text())
-  row['collectives'] = {k: dict(v) for k, v in traffic.collectives.items()}
-  row['hbm_traffic_bytes'] = traffic.hbm_bytes
-  row['loops_counted_once'] = traffic.unknown_loops
-  if target.chip is not None and row['traced_flops'] is not None:
-    time_ = roofline.estimate(
-        target.chip, flops=_count(traced, passes=True) / chips,
-        hbm_bytes=traffic.hbm_bytes, sent_bytes=traffic.sent_bytes,
-    )
-    row['estimate'] = dataclasses.asdict(time_) | {
-        'seconds': time_.seconds, 'bound': time_.bound,
-        'mfu': roofline.utilisation(
-            target.chip, row['model_flops'], time_.seconds, chips
-        ) if time_.seconds else None,
-    }
-  return row
-
-
-def _refused(
-    message: str, held: Mapping[str, int], given: int, began: float
-) -> dict[str, Any]:
-  """Figures of a program that the compiler finds too large."""
-  units = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40, '': 1}
-  used = re.search(r'Used ([\d.]+)([KMGT]?) of', message)
-  total = float(used[1]) * units[used[2]] if used else None
-  known = sum(held.values()) + given
-  consumers = {**held, 'inputs': given}
-  if total is not None:
-    # The compiler does not count what the program does not read.
-    total = max(total, known)
-    consumers['temporaries'] = total - known
-  return {
-      'compile_seconds': time.monotonic() - began, 'fits': False,
-      'total_bytes': total, 'argument_bytes': known,
-      'temporary_bytes': consumers.get('temporaries'),
-      'consumers': _sorted(consumers),
-      'largest_temporaries': _allocations(message),
-  }
-
-
-def _allocations(message: str) -> list[str]:
-  """The compiler's own list of what is large, as size, shape and place."""
-  found = re.findall(
-      r'Size: (\S+)(?:.*?)(?:Operator: op_name="([^"]*)")?[^=]*?'
-      r'Shape: (\S+)', message, re.DOTALL,
-  )
-  return [' '.join(filter(None, (s, shape.split('{')[0], op)))
-          for s, op, shape in found[:3]]
-
-
-def _count(traced: Any, passes: bool = False) -> int | None:
-  try:
-    return layers.count_jaxpr(traced.jaxpr.jaxpr, passes)
-  except ValueError:  # a loop of unknown length
-    return None
-
-
-def _chip_bytes(tree: Any) -> int:
-  """Bytes of a sharded tree on one chip."""
-  def one(x: Any) -> int:
-    shape = x.sharding.shard_shape(x.shape)
-    return math.prod(shape) * x.dtype.itemsize
-
-  return sum(map(one, jax.tree.leaves(tree)))
-
-
-def _sorted(consumers: Mapping[str, float]) -> dict[str, float]:
-  return dict(sorted(
-      ((k, v) for k, v in consumers.items() if v > 0), key=lambda kv: -kv[1]
-  ))
-
-
-def advice(row: Mapping[str, Any]) -> str:
-  """What is large in a program that does not fit, and what may help."""
-  largest = list(row['consumers'].items())[:3]
-  text = ', '.join(f'{name} {_gb(size)}' for name, size in largest)
-  knobs = list(row['knobs'])
-  if largest and largest[0][0] != 'temporaries':
-    # Weights and moments: spread them before anything else.
-    knobs.sort(key=lambda k: not k.startswith(('mesh', 'roles.*.optimizer')))
-  return (f'{row["stage"]}, {row["program"]}: largest are {text}; may help: '
-          f'{", ".join(knobs[:4])}')
-
-
-def _gb(size: float) -> str:
-  return f'{size / roofline.GIGA:.2f} GB'
-
-
-def candidates(
-    chips: int, rules: str
-) -> Iterator[tuple[dict[str, int], str]]:
-  """Meshes to try, and the preset of rules: least communication first."""
-  yield {'data': chips}, 'dp'
-  for fsdp in range(2, chips + 1):
-    if chips % fsdp == 0:
-      yield {'data': chips // fsdp, 'fsdp': fsdp}, (
-          rules if rules != 'dp' else 'fsdp'
-      )
-  if rules == 'fsdp_tp':
-    for tensor, fsdp in itertools.product((2, 4, 8), range(1, chips + 1)):
-      if chips % (tensor * fsdp) == 0:
-        yield {
-            'data': chips // tensor // fsdp, 'fsdp': fsdp, 'tensor': tensor,
-        }, rules
-
-
-def search(
-    config: Mapping[str, Any], target: Target, stage: str,
-    report: Callable[[Mapping[str, Any]], None],
-) -> dict[str, Any] | None:
-  """Tries meshes and micro-batches for a stage of kind 'train'.
-
-  With each mesh the fewest micro-batches that fit are taken: more of them only
-  cost time.
-
-  Args:
-    config: of the run.
-    target: its `hbm_bytes` is the limit.
-    stage: name of the stage.
-    report: called with every try.
-
-  Returns:
-    The try with the shortest estimated step that fits: `mesh`, `rules`,
-    `micro_batches`, `seconds` a step (None without an estimate), `total_bytes`;
-    or None.
-
-  Raises:
-    ValueError: no such stage of kind 'train'.
-  """
-  if config['stages'].get(stage, {}).get('kind') != 'train':
-    raise ValueError(f"--search needs a stage of kind 'train', not {stage!r}")
-  best = None
-  for mesh, rules in candidates(len(target.devices), config['rules']):
-    for micro in _MICRO_BATCHES:
-      tried = {'mesh': mesh, 'rules': rules, 'micro_batches': micro}
-      values = dict(config['stages'][stage], micro_batches=micro)
-      now = {
-          **config, 'mesh': mesh, 'rules': rules,
-          'stages': {**config['stages'], stage: values},
-      }
-      try:
-        rows = [
-            compile_program(p, target) if _may_fit(p, target) else _hopeless(p)
-            for p in programs(now, target, only=[stage])
-            if p.model_flops is not None  # neither losses nor samples
-        ]
-      except ValueError as e:  # the mesh does not divide something
-        report(tried | {'fits': False, 'why': str(e)})
-        break
-      totals = [r['total_bytes'] for r in rows if r['total_bytes']]
-      tried |= {
-          'fits': all(r['fits'] for r in rows),
-          'total_bytes': max(totals, default=None),
-          'seconds': _mean_seconds(rows),
-      }
-      report(tried)
-      if tried['fits']:
-        if best is None or (tried['seconds'] or 0) < (best['seconds'] or 0):
-          best = tried
-        break
-      if not all(_may_fit(p, target)
-                 for p in programs(now, target, only=[stage])):
-        break  # micro-batches do not make weights smaller
-  return best
-
-
-def _may_fit(program: Program, target: Target) -> bool:
-  held = sum(map(_chip_bytes, program.held.values()))
-  return target.hbm_bytes is None or held <= target.hbm_bytes
-
-
-def _hopeless(program: Program) -> dict[str, Any]:
-  held = sum(map(_chip_bytes, program.held.values()))
-  return {'fits': False, 'total_bytes': held, 'calls': program.calls}
-
-
-def _mean_seconds(rows: Sequence[Mapping[str, Any]]) -> float | None:
-  """Estimated time of a step, of programs in turn as often as they run."""
-  rows = [r for r in rows if r.get('model_flops')]
-  if not rows or not all('estimate' in r for r in rows):
-    return None
-  calls = sum(r['calls'] for r in rows)
-  return sum(r['calls'] * r['estimate']['seconds'] for r in rows) / calls

@@ -7,14 +7,16 @@
 
 Compiles every program of the run's stages for that slice with libtpu's
 compiler, which needs no TPU (pip install 'dd_jax[tpu]'), and prints bytes,
-FLOPs, collectives and an estimate of the time. Ends with 1 when a program does
-not fit. `--topology=cpu:8` compiles for CPU devices of this machine instead.
+FLOPs, collectives and an estimate of the time. The compiler stops where these
+are known, seconds after it began, unless `--full` lets it finish. Ends with 1
+when a program does not fit. `--topology=cpu:8` compiles for CPU devices of this
+machine instead. docs/tpu_plans.md has the plans of the released recipes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-import importlib.metadata
+import functools
 import json
 import sys
 from typing import Any
@@ -24,11 +26,12 @@ from etils import epath
 import jax
 from ml_collections import config_flags
 
-from dd_jax import console, plan, roofline, sharding
+from dd_jax import console, fit, plan, roofline, sharding
 
 _COLUMNS = (
     'program', 'runs', 'arguments', 'temporaries', 'total', 'fits',
-    'model FLOPs', 'collectives a run', 'step', 'bound by', 'MFU', 'compile',
+    'model FLOPs', 'collectives a run', 'step', 'in collectives', 'bound by',
+    'MFU', 'compile',
 )
 
 
@@ -36,7 +39,8 @@ def run(
     config: Mapping[str, Any], topology: str, *, mesh: str | None = None,
     stages: Sequence[str] = (), hbm_gb: float | None = None,
     out: str | None = None, markdown: str | None = None,
-    search: str | None = None,
+    search: str | None = None, full: bool = False,
+    memo: str | None = None,
 ) -> int:
   """Plans a run; arguments are those of the command line.
 
@@ -48,9 +52,14 @@ def run(
     if mesh:
       config['mesh'] = plan.parse_mesh(mesh)
     target = plan.make_target(topology, hbm_gb)
+    compile_ = functools.partial(
+        fit.compile_program, target=target, memo=fit.Memo(memo), full=full
+    )
     if search:
-      return 0 if _search(config, target, search, out) else 1
-    return 0 if _table(config, target, stages, out, markdown) else 1
+      return 0 if _search(config, target, search, compile_, out) else 1
+    return 0 if _table(
+        config, target, stages, compile_, out, markdown
+    ) else 1
   except (ValueError, OSError, ImportError) as e:
     console.fail(str(e))
     return 2
@@ -58,20 +67,20 @@ def run(
 
 def _table(
     config: Mapping[str, Any], target: plan.Target, stages: Sequence[str],
-    out: str | None, markdown: str | None,
+    compile_: fit.Compile, out: str | None, markdown: str | None,
 ) -> bool:
   programs = plan.programs(config, target, only=stages)
-  rows, seen = [], {}
+  rows = []
   with console.Progress('compile', len(programs)) as bar:
     for program in programs:
       bar.update(len(rows), f'{program.stage}: {program.name}')
-      rows.append(plan.compile_program(program, target, seen))
+      rows.append(compile_(program))
     bar.update(len(rows))
   title = f'{config["name"]} on {_place(config, target)}'
   lines = [_line(row) for row in rows]
   console.table(title, _COLUMNS, lines)
   failed = [row for row in rows if row['fits'] is False]
-  notes = [f'does not fit: {plan.advice(row)}' for row in failed]
+  notes = [f'does not fit: {fit.advice(row)}' for row in failed]
   for row in failed:
     for allocation in row.get('largest_temporaries', ()):
       notes.append(f'  {allocation}')
@@ -82,14 +91,15 @@ def _table(
   ]
   for note in notes:
     console.say(note)
-  for text in roofline.ASSUMPTIONS:
+  assumptions = (*roofline.ASSUMPTIONS, fit.ASSUMPTION)
+  for text in assumptions:
     console.say(f'assumed: {text}')
   if out:
     epath.Path(out).write_text(json.dumps({
         'config': config['name'], 'mesh': config['mesh'],
         'rules': config['rules'], 'topology': target.name,
         'chips': len(target.devices), 'hbm_bytes': target.hbm_bytes,
-        'assumptions': roofline.ASSUMPTIONS, 'versions': _versions(),
+        'assumptions': assumptions, 'versions': fit.versions(),
         'programs': rows,
     }, indent=1) + '\n')
   if markdown:
@@ -101,7 +111,7 @@ def _table(
 
 def _search(
     config: Mapping[str, Any], target: plan.Target, stage: str,
-    out: str | None,
+    compile_: fit.Compile, out: str | None,
 ) -> bool:
   tried = []
 
@@ -109,7 +119,7 @@ def _search(
     tried.append(row)
     console.say(_tried(row))
 
-  best = plan.search(config, target, stage, report)
+  best = fit.search(config, target, stage, report, compile_)
   if best is None:
     console.say(f'nothing fits on {target.name}; more chips, remat or another '
                 'dtype may help')
@@ -118,7 +128,7 @@ def _search(
   if out:
     epath.Path(out).write_text(json.dumps(
         {'topology': target.name, 'stage': stage, 'best': best,
-         'tried': tried, 'versions': _versions()}, indent=1,
+         'tried': tried, 'versions': fit.versions()}, indent=1,
     ) + '\n')
   return best is not None
 
@@ -147,7 +157,8 @@ def _line(row: Mapping[str, Any]) -> tuple[str, ...]:
       _bytes(row['total_bytes']),
       {True: 'yes', False: 'NO', None: '-'}[row['fits']],
       _flops(row['model_flops']), collectives or '-',
-      f'{guess["seconds"] * 1e3:.3g} ms' if guess else '-',
+      _milliseconds(guess['seconds']) if guess else '-',
+      _milliseconds(guess['collectives']) if guess else '-',
       guess['bound'] if guess else '-',
       f'{guess["mfu"]:.0%}' if guess and guess['mfu'] else '-',
       f'{row["trace_seconds"] + row["compile_seconds"]:.0f} s',
@@ -169,7 +180,7 @@ def _tried(row: Mapping[str, Any]) -> str:
 def _section(
     title: str, lines: Sequence[Sequence[str]], notes: Sequence[str]
 ) -> str:
-  versions = ', '.join(f'{k} {v}' for k, v in _versions().items())
+  versions = ', '.join(f'{k} {v}' for k, v in fit.versions().items())
   table = [_COLUMNS, ['---'] * len(_COLUMNS), *lines]
   return '\n'.join([
       f'## {title}', '', f'Compiled with {versions}.', '',
@@ -178,20 +189,15 @@ def _section(
   ])
 
 
-def _versions() -> dict[str, str]:
-  versions = {'jax': jax.__version__}
-  try:
-    versions['libtpu'] = importlib.metadata.version('libtpu')
-  except importlib.metadata.PackageNotFoundError:
-    pass
-  return versions
-
-
 def _bytes(size: float | None) -> str:
   if size is None:
     return '?'
   giga = size / roofline.GIGA
   return f'{giga:.2f} GB' if giga >= 0.1 else f'{giga * 1e3:.1f} MB'
+
+
+def _milliseconds(seconds: float) -> str:
+  return f'{seconds * 1e3:.3g} ms'
 
 
 def _flops(count: float | None) -> str:
@@ -227,6 +233,14 @@ def cli() -> None:
       'search', None, "Try meshes and micro-batches for this stage of kind "
       "'train', and print the best that fits.",
   )
+  full = flags.DEFINE_bool(
+      'full', False, 'Let the compiler finish, in minutes a program instead of '
+      'seconds: the size of instructions is known then, too.',
+  )
+  memo = flags.DEFINE_string(
+      'memo', None, 'Folder for what the compiler said of each program, so '
+      'that it is not asked again.',
+  )
   flags.mark_flags_as_required(['config', 'topology'])
 
   def main(argv: Sequence[str]) -> None:
@@ -236,7 +250,8 @@ def cli() -> None:
     sys.exit(run(
         config.value.to_dict(), topology.value, mesh=mesh.value,
         stages=stages.value, hbm_gb=hbm_gb.value, out=out.value,
-        markdown=markdown.value, search=search.value,
+        markdown=markdown.value, search=search.value, full=full.value,
+        memo=memo.value,
     ))
 
   app.run(main)

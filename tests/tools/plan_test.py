@@ -8,14 +8,17 @@ import importlib.util
 import json
 import pathlib
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
 import toy_method
 
 from dd_jax import (
+  aot,
   build,
   checkpoint,
+  fit,
   hlo,
   model,
   plan,
@@ -99,6 +102,33 @@ def test_collectives_of_a_compiled_program():
   assert sum(k['count'] for k in found.collectives.values()) >= 5
 
 
+def test_examples_stay_apart_where_weights_are_split():
+  mesh = sharding.make_mesh({'data': 1, 'fsdp': 8})
+  layer = layers.Dense(16)
+  x = jax.ShapeDtypeStruct((8, 3, 64), jnp.float32)
+  params = nn.unbox(jax.eval_shape(layer.init, jax.random.key(0), x))
+  params = jax.tree.map(
+      lambda p: on(mesh, p.shape, *['fsdp', None][:p.ndim]), params
+  )
+  # As from a table that is split by features, like all weights.
+  x = on(mesh, x.shape, None, None, 'fsdp')
+
+  def apply(params, x):
+    return layer.apply(params, x)
+
+  def rows(fn):
+    out = jax.jit(fn).lower(params, x).compile().output_shardings
+    return out.shard_shape((8, 3, 16))[0]
+
+  assert rows(lambda *args: apply(*args)) == 8
+  with sharding.kernels_on(mesh):
+    assert rows(lambda *args: apply(*args)) == 1
+  # With whole weights nothing is asked for.
+  whole = sharding.make_mesh({'data': 8})
+  with sharding.kernels_on(whole):
+    assert 'sharding' not in str(jax.make_jaxpr(apply)(params, x))
+
+
 TEXT = '''HloModule m, is_scheduled=true, num_partitions=8
 
 %fused (p.0: f32[6,128], p.1: s32[]) -> f32[1,128] {
@@ -157,6 +187,52 @@ def test_loops_slices_and_memories_are_counted_as_they_run():
     hlo.parse('nothing')
 
 
+ASSIGNMENT = '''BufferAssignment:
+allocation 0: size 512, thread-local:
+ value: <2 add.5 @0> (size=512,offset=0): f32[]{:T(128)}
+allocation 1: size 4000, parameter 0, shape |f32[10,100]| at ShapeIndex {}:
+allocation 2: size 800, parameter 1, shape |f32[200]| at ShapeIndex {}, \
+maybe-live-out:
+allocation 3: size 70, output shape is |f32[1]|, maybe-live-out:
+allocation 4: size 5, constant:
+allocation 5: size 16, color 2, preallocated-temp:
+allocation 6: size 600, preallocated-temp:
+ value: <4 copy.23 @0> (size=300,offset=300): f32[75]{0}
+allocation 7: size 9000, color 1, preallocated-temp:
+'''.replace('\\\n', '')
+
+
+def test_sizes_of_a_buffer_assignment():
+  assert aot.read_sizes(ASSIGNMENT) == {
+      'arguments': 4800, 'results': 70, 'temporaries': 605
+  }
+  with pytest.raises(ValueError, match='no buffer assignment'):
+    aot.read_sizes('nothing')
+
+
+def test_a_placed_program_holds_a_reserve(monkeypatch):
+  mesh = sharding.make_mesh({'data': -1})
+  x = jax.ShapeDtypeStruct(
+      (8, 4), jnp.float32, sharding=sharding.replicated(mesh)
+  )
+  program = plan.Program(
+      's', 'p', lambda: jax.jit(lambda x: x + 1).trace(x), {'held': x}, (), 0,
+      1, (),
+  )
+  monkeypatch.setattr(fit, '_figures', lambda *_: {
+      'argument_bytes': 128, 'result_bytes': 10, 'temporary_bytes': 1000,
+      'code_bytes': None, 'collectives': {}, 'sent_bytes': 0.0,
+      'hbm_traffic_bytes': 0.0, 'unknown_loops': 0, 'seconds': 0.0,
+  })
+  target = plan.make_target('cpu:8', hbm_gb=1337 / 1e9)
+  row = fit.compile_program(program, target)
+  assert row['total_bytes'] == 128 + 10 + 1000 + 200
+  assert row['consumers']['reserve'] == 200
+  assert row['fits'] is False
+  target = plan.make_target('cpu:8', hbm_gb=1338 / 1e9)
+  assert fit.compile_program(program, target)['fits']
+
+
 def test_passes_of_precise_products():
   x = jax.ShapeDtypeStruct((4, 4), jnp.float32)
 
@@ -206,7 +282,7 @@ def test_programs_need_no_files_and_make_nothing_large():
       for x in jax.tree.leaves(dict(step.held))
   )
   # A billion parameters and two moments of them, spread over eight.
-  held = {k: plan._chip_bytes(v) for k, v in step.held.items()}
+  held = {k: fit.chip_bytes(v) for k, v in step.held.items()}
   whole = 4 * sum(x.size for x in jax.tree.leaves(step.held['student weights']))
   assert whole > 4e9
   assert held['student weights'] < whole / 7
@@ -282,6 +358,30 @@ def test_exit_codes_and_json(toy, tmp_path, capsys):
   assert 'micro_batches' in line or 'mesh.fsdp' in line
 
 
+def test_nothing_is_compiled_twice(toy, tmp_path, monkeypatch):
+  out, memo = tmp_path / 'plan.json', tmp_path / 'memo'
+  finish, calls = fit._finish, []
+
+  def killed(lowered):
+    calls.append(lowered)
+    if len(calls) == 3:
+      raise KeyboardInterrupt
+    return finish(lowered)
+
+  monkeypatch.setattr(fit, '_finish', killed)
+  with pytest.raises(KeyboardInterrupt):
+    tool.run(toy, 'cpu:8', memo=str(memo))
+  assert tool.run(toy, 'cpu:8', memo=str(memo), out=str(out)) == 0
+  rows = json.loads(out.read_text())['programs']
+  # Two were done before; the third was cut off.
+  assert len(rows) == 4 and len(calls) == 5
+  assert tool.run(toy, 'cpu:8', memo=str(memo), out=str(out)) == 0
+  assert len(calls) == 5
+  assert json.loads(out.read_text())['programs'][0]['total_bytes'] == (
+      rows[0]['total_bytes']
+  )
+
+
 def test_errors_have_a_code_of_their_own(toy, capsys):
   assert tool.run(toy, 'cpu:8', stages=['nothing']) == 2
   assert tool.run(toy, 'v5e:x') == 2
@@ -312,13 +412,25 @@ def test_abstract_exports_are_cast_like_those_that_are_there(tmp_path):
 @pytest.mark.slow
 def test_libtpu_compiles_the_tiny_run(tmp_path):
   pytest.importorskip('libtpu')
-  out = tmp_path / 'plan.json'
-  assert tool.run(
-      load('tiny'), 'v5e:2x4', out=str(out), stages=['student']
-  ) == 0
-  rows = json.loads(out.read_text())['programs']
-  step = next(r for r in rows if r['program'] == 'step student')
+
+  def rows(**kwargs):
+    out = tmp_path / 'plan.json'
+    assert tool.run(
+        load('tiny'), 'v5e:2x4', out=str(out), stages=['student'], **kwargs
+    ) == 0
+    return {
+        r['program']: r for r in json.loads(out.read_text())['programs']
+    }
+
+  placed, full = rows(), rows(full=True)
+  step = placed['step student']
   assert 0 < step['total_bytes'] < 1e9
   assert 0 < step['estimate']['seconds'] < 1
   assert 0 < step['estimate']['mfu'] < 1
   assert step['collectives']['all-reduce']['count'] >= 1
+  # What is known before the compiler is done stays like that.
+  for name, row in full.items():
+    assert row['argument_bytes'] == placed[name]['argument_bytes']
+    assert row['collectives'] == placed[name]['collectives']
+    assert row['hbm_traffic_bytes'] == placed[name]['hbm_traffic_bytes']
+    assert row['consumers']['code'] and 'code' not in placed[name]['consumers']
