@@ -113,7 +113,7 @@ def plan(
               or not k.startswith(family.under)]
   tensors = chosen
   try:
-    fields = family.infer(tensors, given) | given
+    fields = _merged(family.infer(tensors, given), given)
     model = registry.get('models', family.model)(fields)
   except (ValueError, ZeroDivisionError) as e:  # sizes may be nonsense
     names = ', '.join(list(tensors)[:3])
@@ -150,6 +150,17 @@ def plan(
   if problems:
     raise ValueError(f'{where}: {table.ConversionError(problems)}')
   return Plan(name, model, leaves, parts, kept, dropped)
+
+
+def _merged(
+    found: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Fields of both, also of networks within; those given stand before."""
+  nested = {
+      k: {**found[k], **v} for k, v in given.items()
+      if isinstance(v, Mapping) and isinstance(found.get(k), Mapping)
+  }
+  return {**found, **given, **nested}
 
 
 def write(

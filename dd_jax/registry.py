@@ -82,6 +82,7 @@ TABLES: dict[str, dict[str, str]] = {
         't5': 'dd_jax.models.t5.convert:T5',
         'clip': 'dd_jax.models.clip.convert:CLIP',
         'edm_unet': 'dd_jax.models.edm_unet.convert:EDM_UNET',
+        'dmd2_critic': 'dd_jax.models.critic.convert:CRITIC',
         'dmd2_fake_unet': 'dd_jax.models.edm_unet.convert:FAKE',
         'dmd2_real_unet': 'dd_jax.models.edm_unet.convert:REAL',
         'dmd2_head': 'dd_jax.models.discriminator.convert:HEAD',

@@ -38,6 +38,8 @@ class Family:
       values they have; they are compared, and go back where they were.
     under: what stands before the names of this network in a file of several;
       `signature` are full names, and the other networks are left out.
+    beside: what stands before the names of other networks, where several of a
+      file's are this one's parts.
   """
 
   model: str
@@ -50,6 +52,7 @@ class Family:
   dropped: tuple[str, ...] = ()
   tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
   under: str = ''
+  beside: tuple[str, ...] = ()
 
   def fits(self, names: Iterable[str]) -> bool:
     return set(self.signature) <= set(names)
@@ -66,7 +69,10 @@ class Family:
     return table.matches(self.kept, name)
 
   def is_dropped(self, name: str) -> bool:
-    return 'kv_cache' in name.split('.') or table.matches(self.dropped, name)
+    return (
+        'kv_cache' in name.split('.') or name.startswith(self.beside)
+        or table.matches(self.dropped, name)
+    )
 
 
 class Unknown(ValueError):

@@ -33,7 +33,8 @@ _OUTPUT = flags.DEFINE_list(
     '.safetensors.'
 )
 _CONFIG = flags.DEFINE_multi_string(
-    'config', [], 'field=value of the model, such as patch_nums=1,2,3,4.'
+    'config', [], 'field=value of the model, such as patch_nums=1,2,3,4; of a '
+    'network in it, such as denoiser={"head_dim":32}.'
 )
 _WRAPPER = flags.DEFINE_string(
     'wrapper', None, 'Keys to the weights in the file, such as '
@@ -52,6 +53,8 @@ def parse_field(text: str) -> tuple[str, Any]:
   name, equals, value = text.partition('=')
   if not (name and equals):
     raise ValueError(f'--config={text}: must be field=value')
+  if value.startswith('{'):
+    return name, _value(value)
   parts = [_value(v) for v in value.split(',')]
   return name, parts if len(parts) > 1 else parts[0]
 

@@ -10,7 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from dd_jax import build, checkpoint
+from dd_jax import build, checkpoint, conversion
+from dd_jax.convert import readers, table
+from dd_jax.models.critic import convert
 from tests import released_files
 
 MLP = dict(name='mlp', shape=[2], width=64, blocks=4)
@@ -115,3 +117,128 @@ def test_an_export_is_rebuilt(tmp_path):
       jax.jit(loaded.fns['logits'])(again, *given),
       jax.jit(net.fns['logits'])(params, *given),
   )
+
+
+# As UNET, with attention and the heads that a file does not tell.
+FILED = dict(UNET, ch=64, attention=[4], head_dim=64)
+
+
+def filed(head=True, **fields):
+  """A critic, and what its file holds: the teacher and the levels too."""
+  net, _ = make(FILED | fields, head=head)
+  params = released_files.random(net, 0)
+  rows = convert.CRITIC.rows(net.config)
+  ours = table.invert(rows, params) | convert.CRITIC.buffers(net.config)
+  ours['karras_sigmas'] = np.linspace(0.002, 80, 1000, dtype=np.float32)
+  teacher = {
+      k.replace('fake_unet.', 'real_unet.'): v for k, v in ours.items()
+      if k.startswith('fake_unet.')
+  }
+  return net, params, ours, teacher
+
+
+def assert_same(ours, theirs):
+  assert ours.keys() == theirs.keys()
+  for name, value in theirs.items():
+    np.testing.assert_array_equal(np.asarray(ours[name]), value, name)
+
+
+def plan(path, tensors, **kwargs):
+  released_files.save(path, tensors)
+  return conversion.plan('dmd2_critic', [path], **kwargs)
+
+
+@pytest.mark.parametrize('head', [True, False])
+def test_files_there_and_back(head, tmp_path):
+  net, params, ours, teacher = filed(head)
+  names = {name.split('.')[0] for name in ours}
+  assert names == {'fake_unet', 'karras_sigmas'} | (
+      {'cls_pred_branch'} if head else set()
+  )
+  work = plan(tmp_path / 'a.pth', teacher | ours)
+  assert set(work.dropped) == set(teacher)
+  assert set(work.kept) == {'karras_sigmas'}
+  conversion.write(work, tmp_path / 'export', {})
+  model, loaded = checkpoint.load(tmp_path / 'export')
+  assert model.family == 'critic' and model.abstract() == net.abstract()
+  jax.tree.map(np.testing.assert_array_equal, loaded, params)
+  conversion.restore(tmp_path / 'export', [tmp_path / 'b.pth'])
+  assert_same(readers.read(tmp_path / 'b.pth').tree, ours)
+  # The parts of the file are those that its other families read.
+  for family, part in (
+      ('dmd2_fake_unet', 'denoiser'), ('dmd2_head', 'head')
+  )[: 1 + head]:
+    other = conversion.plan(family, [tmp_path / 'a.pth'])
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        table.nest(other.model.abstract(), other.leaves), params[part],
+    )
+
+
+def test_what_was_trained_here_is_laid_out_as_released(tmp_path):
+  net, params, ours, _ = filed()
+  checkpoint.export(tmp_path / 'export', net, params, {})
+  conversion.restore(tmp_path / 'export', [tmp_path / 'b.pth'])
+  del ours['karras_sigmas']
+  assert_same(readers.read(tmp_path / 'b.pth').tree, ours)
+  other, _ = make(MLP)
+  checkpoint.export(
+      tmp_path / 'mlp', other, released_files.random(other, 0), {}
+  )
+  with pytest.raises(ValueError, match="of a critic are .* has a 'mlp'"):
+    conversion.restore(tmp_path / 'mlp', [tmp_path / 'c.pth'])
+
+
+@pytest.mark.parametrize('fields', [
+    dict(image_size=64, num_classes=1000), FILED,
+])
+def test_sizes_are_read_from_the_tensors(fields):
+  net, _ = make(dict(name='edm_unet') | fields)
+  made = convert.CRITIC.buffers(net.config) | {
+      k: jax.ShapeDtypeStruct(shape, group.dtype)
+      for group in table.plan_inverse(
+          convert.CRITIC.rows(net.config), net.abstract()
+      ) for k, shape in group.shapes.items()
+  }
+  found = convert.CRITIC.infer(made, {})
+  again = build.build_model(dict(name='critic', **found))
+  assert again.abstract() == net.abstract() and again.config.head
+
+
+def test_files_that_are_refused(tmp_path):
+  _, _, ours, teacher = filed(head_dim=16)
+  good = teacher | ours
+  file = tmp_path / 'a.pth'
+  # Channels of a head change the order in the file: it has to be told.
+  given = {'denoiser': {'head_dim': 16}}
+  assert plan(file, good, given=given).model.config.denoiser['ch'] == 64
+  filters = 'fake_unet.model.enc.4x4_down.conv0.resample_filter'
+  kernel = 'fake_unet.model.dec.8x8_block0.conv1.weight'
+  lost = {'cls_pred_branch.1.bias', kernel}
+  bad = {k: v for k, v in good.items() if k not in lost} | {
+      name: np.ones(shape, np.float32) for name, shape in (
+          ('fake_unet.stray.weight', 3), ('cls_pred_branch.9.bias', 3),
+          ('other.weight', 3), (filters, (1, 1, 2, 2)),
+          ('cls_pred_branch.0.weight', (128, 128, 2, 2)),
+      )
+  }
+  with pytest.raises(ValueError) as info:
+    plan(file, bad, given=given)
+  message = str(info.value)
+  assert str(file) in message
+  for text in (
+      "tensor 'fake_unet.stray.weight' matches no row",
+      "tensor 'cls_pred_branch.9.bias' matches no row",
+      "tensor 'other.weight' matches no row", "tensor 'cls_pred_branch.1.bias'",
+      f"tensor '{kernel}'", "'head/conv_0/kernel' has shape",
+      f"buffer '{filters}' is not what the config makes",
+  ):
+    assert text in message, text
+  with pytest.raises(ValueError, match="'haed_dim': did you mean 'head_dim'"):
+    plan(file, good, given={'denoiser': {'haed_dim': 16}})
+  unet = {k.removeprefix('real_unet.'): v for k, v in teacher.items()}
+  with pytest.raises(ValueError, match='use --family=edm_unet'):
+    plan(file, unet)
+  lost = {k: v for k, v in good.items() if 'map_layer0' not in k}
+  with pytest.raises(ValueError, match='map_layer0.weight.*tells the sizes'):
+    plan(file, lost)

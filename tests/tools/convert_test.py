@@ -16,8 +16,10 @@ import pytest
 
 from dd_jax import checkpoint
 from dd_jax.convert import readers
+from tests import released_files
 from tests.convert import torch_files
 from tests.golden import golden_cases
+from tests.models import critic_test
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 GOLDEN = ROOT / 'tests' / 'golden'
@@ -153,6 +155,18 @@ def test_sizes_by_hand(tmp_path):
   assert '--config=heads=' in fail(*command)
   out = succeed(*command, '--config=heads=3', '--config=patch_nums=1,2,4')
   assert '"heads": 3' in out and '"patch_nums": [1, 2, 4]' in out
+
+
+def test_fields_of_a_network_within(tmp_path):
+  _, _, ours, teacher = critic_test.filed(head_dim=16)
+  released_files.save(tmp_path / 'a.pth', teacher | ours)
+  out = succeed(
+      '--family=dmd2_critic', f'--input={tmp_path / "a.pth"}', '--dry_run',
+      '--config=denoiser={"head_dim":16,"dtype":"bfloat16"}',
+  )
+  for text in ('"head_dim": 16', '"dtype": "bfloat16"', '"ch": 64',
+               'kept beside the parameters: karras_sigmas', 'left out: real_'):
+    assert text in out
 
 
 def test_code_in_a_file_does_not_run(tmp_path):
