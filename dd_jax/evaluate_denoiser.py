@@ -17,6 +17,7 @@ from dd_jax import build, judging, programs, sharding
 from dd_jax import config as config_lib
 from dd_jax.data import conditions as conditions_lib
 from dd_jax.evals import report
+from dd_jax.flow import process as process_lib
 from dd_jax.methods import dmd2
 from dd_jax.stages import Context
 
@@ -33,6 +34,7 @@ class EvaluateDenoiserConfig(judging.JudgedConfig):
     steps: noise levels that the teacher visits; it is called twice at each but
       the last.
     guidance: of the teacher, as the student has taken it in.
+    process: of both; see `methods.dmd2.Config`.
   """
 
   teacher: str
@@ -40,6 +42,7 @@ class EvaluateDenoiserConfig(judging.JudgedConfig):
   students: Mapping[str, Sequence[int]]
   steps: int = 18
   guidance: float = 1.0
+  process: process_lib.Kind = 'edm'
 
 
 def make_panel(
@@ -76,17 +79,19 @@ def make_panel(
     del keys
     return programs.denoised(
         teacher, trees[0], noise, condition, steps=config.steps,
-        guidance=config.guidance,
+        guidance=config.guidance, kind=config.process,
     )
 
   def few(levels, trees, noise, condition, keys):
     return programs.few_step(
-        student, trees[1], noise, condition, keys, levels=tuple(levels)
+        student, trees[1], noise, condition, keys, levels=tuple(levels),
+        kind=config.process,
     )
 
   def untrained(trees, noise, condition, keys):
     return programs.few_step(
-        teacher, trees[0], noise, condition, keys, levels=dmd2.Config().levels
+        teacher, trees[0], noise, condition, keys,
+        levels=dmd2.Config().levels, kind=config.process,
     )
 
   def row(name, count, fn):
@@ -139,6 +144,7 @@ def run(context: Context) -> dict[str, Any]:
   settings = judging.environment(config) | {
       **{f'{name}_levels': list(v) for name, v in config.students.items()},
       'steps': config.steps, 'guidance': config.guidance,
+      'process': config.process,
   } | judging.hashes(context, refs)
   return judging.write_report(
       context, config, (models['judge'], params['judge']), real,

@@ -37,6 +37,7 @@ from dd_jax.data import conditions as conditions_lib
 from dd_jax.data import images as images_lib
 from dd_jax.data import sources
 from dd_jax.evals import adm, fid
+from dd_jax.flow import process as process_lib
 from dd_jax.methods import dmd2
 from dd_jax.model import Model, Params, condition_of
 from dd_jax.sampling import guidance
@@ -71,6 +72,7 @@ class SamplesConfig:
     levels: of a denoiser's student, those of its steps; see
       `methods.dmd2.Config`.
     steps: of a denoiser, noise levels that it visits; see `programs.denoised`.
+    process: of a denoiser; see `methods.dmd2.Config`.
     labels: 'random' draws classes, or captions, by the stage's seed,
       'balanced' goes round.
   """
@@ -88,6 +90,7 @@ class SamplesConfig:
   cfg_interval: int = -1
   levels: tuple[int, ...] = ()
   steps: int = 0
+  process: process_lib.Kind = 'edm'
   labels: str = 'balanced'
 
 
@@ -460,12 +463,13 @@ def make_program(
       noise = programs.fresh_normal(model.config.shape, seed, ids)
       if config.steps:
         x0 = programs.denoised(
-            model, params, noise, condition, steps=config.steps
+            model, params, noise, condition, steps=config.steps,
+            kind=config.process,
         )
       else:
         x0 = programs.few_step(
             model, params, noise, condition, programs.fresh_keys(seed, ids),
-            levels=config.levels,
+            levels=config.levels, kind=config.process,
         )
       return jnp.clip(x0, -1, 1)
     if _is_teacher(model):

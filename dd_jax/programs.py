@@ -86,7 +86,7 @@ def is_denoiser(model: Model) -> bool:
 
 def denoised(
     model: Model, params: Params, noise: jax.Array, condition: Any, *,
-    steps: int, guidance: float = 1.0,
+    steps: int, guidance: float = 1.0, kind: process.Kind = 'edm',
 ) -> jax.Array:
   """Data of a denoiser in `2 * steps - 1` calls, by Heun's method.
 
@@ -97,21 +97,23 @@ def denoised(
     condition: of every example.
     steps: noise levels that are visited.
     guidance: 1 for none; more doubles what a call costs.
+    kind: of the network.
 
   Returns:
     (B, ...) float32, not clipped.
   """
   apply = process.guided(model.apply, guidance, model.config.num_classes)
-  sigmas = edm.sampling_sigmas(steps)
+  grid = process.make(kind, model.config)
+  sigmas = grid.visited(steps)
   return edm.heun(
-      lambda x, sigma: apply(params, x, sigma, condition), sigmas[0] * noise,
-      sigmas,
+      lambda x, sigma: grid.denoise_ve(apply, params, x, sigma, condition),
+      sigmas[0] * noise, sigmas,
   )
 
 
 def few_step(
     model: Model, params: Params, noise: jax.Array, condition: Any,
-    keys: jax.Array, *, levels: Sequence[int],
+    keys: jax.Array, *, levels: Sequence[int], kind: process.Kind = 'edm',
 ) -> jax.Array:
   """Data of a denoiser that was trained to need no more than a few calls.
 
@@ -122,11 +124,12 @@ def few_step(
     condition: of every example.
     keys: (B,), of the noise of later steps.
     levels: of the steps; see `methods.dmd2.Config`.
+    kind: of the network.
 
   Returns:
     (B, ...) float32, not clipped.
   """
-  grid = process.ve(model.config.sigma_data)
+  grid = process.make(kind, model.config)
 
   def fresh(k: Any) -> jax.Array:
     return jax.vmap(lambda key: jax.random.normal(

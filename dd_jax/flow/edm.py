@@ -160,13 +160,14 @@ def x0_of_score(
   return (x + jnp.square(_over(sigma, x)) * score) / _over(alpha, x)
 
 
-def loss_weight(sigma: Level, sigma_data: float) -> jax.Array:
+def loss_weight(sigma: Level, sigma_data: float) -> Level:
   """1/sigma^2 + 1/sigma_data^2: an untrained denoiser's loss is about 1.
+
+  Of NumPy's arrays it is one of those.
 
   Source: EDM (arXiv 2206.00364), table 1; it is 1 / out^2 of the scalings.
   """
-  sigma = jnp.asarray(sigma, jnp.float32)
-  return 1 / jnp.square(sigma) + sigma_data**-2
+  return 1 / (sigma * sigma) + sigma_data**-2
 
 
 def heun(

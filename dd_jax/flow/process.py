@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,9 @@ import numpy as np
 from dd_jax.flow import edm
 
 LEVELS = 1000
+
+# Networks that are told sigma and predict x0, or the time and the noise.
+Kind = Literal['edm', 'vp']
 
 # (states (B, ...), places (B,) in the grid) -> clean data (B, ...).
 Denoise = Callable[[jax.Array, jax.Array], jax.Array]
@@ -69,6 +72,34 @@ class Process:
     return edm.x0_of_epsilon(
         x, out, _at(self.alpha, place), _at(self.sigma, place)
     )
+
+  def denoise_ve(
+      self, apply: Callable[..., jax.Array], params: Any, x: jax.Array,
+      sigma: jax.Array, condition: Any,
+  ) -> jax.Array:
+    """Clean data of VE states x0 + sigma * epsilon, also between the levels.
+
+    Args:
+      apply: the network, as in `denoise`.
+      params: of the network.
+      x: (B, ...).
+      sigma: (B,), within `visited(...)`.
+      condition: of every example.
+    """
+    if not self.epsilon:
+      return apply(params, x, sigma, condition)
+    alpha, _ = edm.vp_of_ve(sigma)
+    time = edm.index_of_sigma(sigma, self.sigma / self.alpha)
+    state = alpha.reshape(-1, *[1] * (x.ndim - 1)) * x
+    out = apply(params, state, time, condition).astype(jnp.float32)
+    return edm.x0_of_epsilon(x, out, 1.0, sigma)
+
+  def visited(self, steps: int) -> np.ndarray:
+    """VE levels of a sampler of many steps, from the greatest to 0."""
+    if not self.epsilon:
+      return edm.sampling_sigmas(steps)
+    least, most = (float(self.sigma[i] / self.alpha[i]) for i in (0, -1))
+    return edm.sampling_sigmas(steps, sigma_min=least, sigma_max=most)
 
   def error(
       self, x0: jax.Array, target: jax.Array, place: jax.Array
@@ -167,7 +198,7 @@ def ve(sigma_data: float, count: int = LEVELS) -> Process:
   sigma = edm.karras_sigmas(count)
   return Process(
       alpha=np.ones_like(sigma), sigma=sigma, told=sigma, start=sigma,
-      weight=(sigma**-2.0 + sigma_data**-2).astype(np.float32),
+      weight=edm.loss_weight(sigma, sigma_data),
   )
 
 
@@ -183,6 +214,11 @@ def vp() -> Process:
       alpha=alpha, sigma=sigma, told=np.arange(len(bars), dtype=np.float32),
       start=np.ones_like(alpha), weight=(alpha / sigma) ** 2, epsilon=True,
   )
+
+
+def make(kind: Kind, network: Any) -> Process:
+  """The grid of a kind of networks, for one of this config."""
+  return vp() if kind == 'vp' else ve(network.sigma_data)
 
 
 def _at(table: np.ndarray, place: jax.Array) -> jax.Array:

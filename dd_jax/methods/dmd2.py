@@ -55,7 +55,7 @@ class Config:
   floor: float = 1e-8
   gan: float = 3e-3
   critic_gan: float = 1e-2
-  process: Literal['edm', 'vp'] = 'edm'
+  process: process_lib.Kind = 'edm'
 
   def __post_init__(self) -> None:
     if self.ratio < 1:
@@ -126,9 +126,9 @@ class DMD2(Method):
   @functools.cached_property
   def process(self) -> process_lib.Process:
     """The grid of levels."""
-    if self.config.process == 'vp':
-      return process_lib.vp()
-    return process_lib.ve(self.roles['student'].model.config.sigma_data)
+    return process_lib.make(
+        self.config.process, self.roles['student'].model.config
+    )
 
   def updates(self, step: int) -> tuple[Update, ...]:
     critic = Update('critic', 'critic', self.critic_loss)
