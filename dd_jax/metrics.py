@@ -39,13 +39,14 @@ def let_clu_import_without_tensorflow() -> None:
 let_clu_import_without_tensorflow()
 
 from clu import metric_writers  # noqa: E402
-import tensorboardX  # noqa: E402
 
 
 class TensorBoardWriter(metric_writers.MetricWriter):
   """TensorBoard events without TensorFlow."""
 
   def __init__(self, logdir: epath.PathLike):
+    import tensorboardX  # late, for it imports torch where that is installed
+
     self._writer = tensorboardX.SummaryWriter(str(logdir))
 
   def write_summaries(self, step, values, metadata=None):

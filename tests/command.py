@@ -21,7 +21,9 @@ def environment_of(cache, flags=''):
   return os.environ | {
       'JAX_COMPILATION_CACHE_DIR': str(cache),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.3',
-      'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu',
+      # Programs run a few times: as in conftest, compiling is what takes time.
+      'XLA_FLAGS': f'{flags} --xla_backend_optimization_level=0',
+      'JAX_PLATFORMS': 'cpu',
       'PYTHONPATH': str(ROOT),
       'PATH': f'{pathlib.Path(sys.executable).parent}:{os.environ["PATH"]}',
   }

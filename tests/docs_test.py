@@ -119,7 +119,10 @@ def test_names_that_a_page_shows_exist():
 
 # Pages whose commands need machines that a test has not. There, programs in
 # `ELSEWHERE` are replaced by stand-ins that write down what they are asked.
-PAGES = ('gke', 'metrics', 'resume', 'shard_your_model', 'slurm', 'tpu_vm')
+PAGES = (
+    'attention', 'gke', 'metrics', 'resume', 'shard_your_model', 'slurm',
+    'tpu_vm',
+)
 ELSEWHERE = ('docker', 'gcloud', 'kubectl', 'pip', 'sbatch', 'squeue',
              'tensorboard')
 
@@ -200,6 +203,7 @@ def test_commands_with_stand_ins(name, tmp_path):
       command = shlex.split(re.search(r'&& (.*) 2>&1', args[-1])[1])
       check_python(command[command.index('-m'):])
   assert called == {
+      'attention': {'python': 3},
       'gke': {'kubectl': 4, 'docker': 2},
       'metrics': {'python': 1, 'tail': 1, 'tensorboard': 1},
       'resume': {'python': 6},
@@ -207,6 +211,13 @@ def test_commands_with_stand_ins(name, tmp_path):
       'slurm': {'pip': 1, 'sbatch': 2, 'squeue': 1},
       'tpu_vm': {'python': 1, 'gcloud': 5},
   }[name]
+
+
+def test_the_program_of_the_page_is_traced():
+  names = {}
+  (code,) = blocks('python', page_of('attention'))
+  exec(code, names)
+  assert names['traced'].out_info.shape == (8, 256, 16384)
 
 
 def test_the_model_of_the_page_is_sharded(capsys):

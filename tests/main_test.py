@@ -134,7 +134,7 @@ def test_two_processes_go_on_where_one_was_stopped(cache, finished, tmp_path):
   unfinish(workdir, 'student', 'checkpoints/8', 'export')
   result = subprocess.run(
       [ROOT / 'launch/cpu_mesh.sh', CONFIG, f'--workdir={workdir}'],
-      env=environment_of(cache, '--xla_backend_optimization_level=0'),
+      env=environment_of(cache),
       capture_output=True, text=True, check=False, timeout=600,
   )
   assert result.returncode == 0, result.stderr

@@ -9,13 +9,16 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from dd_jax.tools.bench import program, runner, workloads
+from dd_jax import build
+from dd_jax.methods import dmd2
+from dd_jax.tools.bench import jax_dmd2, program, runner, workloads
 from tests.tools import convert_test
 
 FIGURES = (
@@ -126,6 +129,69 @@ def test_torch_agrees_in_all_rows(tmp_path, model, rows):
   }
   steps = [r for r in records['parity'] if r['row'] == 'train']
   assert all('values of 2 calls' in r['differences'] for r in steps)
+
+
+def test_torch_agrees_on_updates(tmp_path):
+  pytest.importorskip('torch')
+  _, records = tool(
+      tmp_path / 'out.jsonl', '--rounds=1', '--variants=jit,eager',
+      '--batch=3', model='dmd2_mlp',
+  )
+  assert [r['row'] for r in records['parity']] == ['critic', 'student']
+  for r in records['parity']:
+    names = {'critic': 'denoising', 'student': 'matching'}
+    assert r['agrees'] and r['differences'].keys() == {
+        'loss', 'gan', 'grad_norm', names[r['row']], 'values of 2 calls'
+    }
+    assert sum(r['differences'].values()) > 0
+  assert {r['is'] for r in records['ratio']} == {'torch / jax'}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('model', ['dmd2', 'dmd2_mlp'])
+def test_torch_agrees_on_updates_of_both_networks(tmp_path, model):
+  pytest.importorskip('torch')
+  _, records = tool(
+      tmp_path / 'out.jsonl', '--rounds=1', '--batch=2', model=model
+  )
+  assert {(r['row'], r['variant']) for r in records['parity']} == {
+      (row, variant) for row in ('critic', 'student')
+      for variant in ('eager', 'compile')
+  }
+
+
+def test_networks_of_dmd2_are_those_of_its_configs():
+  path = convert_test.ROOT / 'configs/dmd2_edm.py'
+  get_config = runpy.run_path(str(path))['get_config']
+  for name in ('digits', 'mnist5k'):
+    stage = get_config(name).to_dict()['stages']['student']
+    role = stage['roles']['critic']
+    denoiser = workloads.SIZES[f'dmd2_{name}'].denoiser
+    assert build.build_model(role['model']).config == (
+        jax_dmd2.build(f'dmd2_{name}', 'critic').config
+    )
+    assert role['model']['denoiser'] == denoiser
+    method = dict(stage['method'])
+    assert method.pop('name') == 'dmd2'
+    assert dmd2.Config(**method) == dmd2.Config()
+    optimizer = role['optimizer'] | {'lr': jax_dmd2.OPTIMIZER['lr']}
+    assert optimizer.pop('clock') == 'step'  # of a constant rate
+    assert optimizer == jax_dmd2.OPTIMIZER
+
+
+def test_draws_are_those_of_the_steps(tmp_path):
+  case = program.Case(tmp_path, 'dmd2_mlp_smoke', 3, 'jit', 1, 0, tmp_path)
+  drawn = jax_dmd2.draw(case)
+  calls = jax_dmd2.GIVEN
+  assert drawn['start'].shape == (3, calls, 4, 4, 1)
+  assert np.all(drawn['start_sigma'] == 80)
+  sigma = drawn['match_sigma']
+  assert sigma.min() > 0.003 and sigma.max() < 72.1
+  assert len(np.unique(drawn['fit'])) == drawn['fit'].size
+  # An example's are its own, whatever the batch.
+  one = jax_dmd2.draw(dataclasses.replace(case, batch=1))
+  for name in set(drawn) - {'image', 'label', 'index'}:
+    np.testing.assert_allclose(one[name], drawn[name][:1], rtol=1e-6)
 
 
 def test_sides_that_disagree(tmp_path):
@@ -259,9 +325,12 @@ def test_torch_stays_out_of_the_rest():
       'from dd_jax.tools.bench import {}\n'
       'assert {!r} not in sys.modules'
   )
-  pairs = [('runner, inputs, jax_side', 'torch'), ('worker, program', 'jax')]
+  pairs = [
+      ('runner, inputs, jax_side, jax_dmd2', 'torch'),
+      ('worker, program', 'jax'),
+  ]
   if importlib.util.find_spec('torch'):
-    pairs.append(('torch_var, torch_llamagen', 'jax'))
+    pairs.append(('torch_var, torch_llamagen, torch_dmd2', 'jax'))
   for modules, absent in pairs:
     subprocess.run(
         [sys.executable, '-c', code.format(modules, absent)], check=True,

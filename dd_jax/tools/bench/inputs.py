@@ -5,19 +5,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-import functools
+import importlib
 import math
 from typing import Any
 import zlib
 
-import jax
 import numpy as np
 from safetensors.numpy import save_file
 
 from dd_jax.convert import table
-from dd_jax.flow.noise import pair_noise
 from dd_jax.model import Model
-from dd_jax.tools.bench import jax_side, workloads
+from dd_jax.tools.bench import workloads
 from dd_jax.tools.bench.program import Case
 
 
@@ -30,10 +28,11 @@ def write(
     parameters by network, and FLOPs of one example by row.
   """
   known = workloads.rows(case.model)
+  ours = importlib.import_module(known[rows[0]].modules['jax'])
   networks = {n for row in rows for n in known[row].networks}
   parameters = {}
   for name in sorted(networks):
-    model = jax_side.build(case.model, name)
+    model = ours.build(case.model, name)
     drawn = dict(_draw(model, case.seed))
     parameters[name] = sum(x.size for x in drawn.values())
     if 'jax' in sides:
@@ -42,30 +41,14 @@ def write(
       params = table.nest(model.abstract(), drawn)
       save_file(
           table.invert(
-              jax_side.rows(case.model, name, model.config), params
+              ours.rows(case.model, name, model.config), params
           ),
           case.weights(name, 'torch'),
       )
-  rng = np.random.default_rng(case.seed)
-  teacher = jax_side.build(case.model, 'teacher').config
-  length = teacher.offsets[-1]
-  shape = length, teacher.code_dim
-  number = np.arange(case.batch, dtype=np.uint32)
-  seed = np.full_like(number, case.seed)
-  np.savez(
-      case.folder / 'inputs.npz',
-      labels=(number % teacher.num_classes).astype(np.int32),
-      seed=seed, pair_id=number,
-      noise=np.asarray(jax.jit(
-          functools.partial(pair_noise, shape=shape)
-      )(seed, number)),
-      indices=rng.integers(
-          0, teacher.vocab_size, (case.batch, length), np.int32
-      ),
-  )
+  np.savez(case.folder / 'inputs.npz', **ours.draw(case))
   return {
       'parameters': parameters,
-      'flops': {row: jax_side.count(row, case.model) for row in rows},
+      'flops': {row: ours.count(row, case.model) for row in rows},
   }
 
 

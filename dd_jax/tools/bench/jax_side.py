@@ -17,7 +17,8 @@ from safetensors import safe_open
 from dd_jax import generate, optim, registry
 from dd_jax.convert import table
 from dd_jax.flow import discrete
-from dd_jax.method import Role
+from dd_jax.flow.noise import pair_noise
+from dd_jax.method import Method, Role
 from dd_jax.methods import distilled_decoding
 from dd_jax.model import Model
 from dd_jax.models.layers import count_flops
@@ -62,6 +63,26 @@ def rows(size: str, network: str, config: Any) -> table.Table:
 def _family(size: str, network: str) -> Any:
   families = FAMILIES[workloads.SIZES[size].family]
   return registry.get('families', families[network])
+
+
+def draw(case: Case) -> dict[str, np.ndarray]:
+  """What both sides are given, a row for each example."""
+  rng = np.random.default_rng(case.seed)
+  config = build(case.model, 'teacher').config
+  length = config.offsets[-1]
+  shape = length, config.code_dim
+  number = np.arange(case.batch, dtype=np.uint32)
+  seed = np.full_like(number, case.seed)
+  return {
+      'labels': (number % config.num_classes).astype(np.int32),
+      'seed': seed, 'pair_id': number,
+      'noise': np.asarray(jax.jit(
+          functools.partial(pair_noise, shape=shape)
+      )(seed, number)),
+      'indices': rng.integers(
+          0, config.vocab_size, (case.batch, length), np.int32
+      ),
+  }
 
 
 def teacher(size: workloads.Size, models: Models) -> Function:
@@ -193,14 +214,19 @@ def train(
         'grad_norm': metrics['student/grad_norm'].compute(),
     }
 
-  def first(student_weights: Any) -> Any:
-    return init_state(method, jax.random.key(0), {'student': student_weights})
+  state = first_state(method, {'student': weights['student']})
+  return step, state, {'vae': weights['vae']}
 
-  is_shapes = isinstance(
-      jax.tree.leaves(weights['student'])[0], jax.ShapeDtypeStruct
-  )
-  make = functools.partial(jax.eval_shape, first) if is_shapes else first
-  return step, make(weights['student']), {'vae': weights['vae']}
+
+def first_state(method: Method, weights: Arrays) -> Any:
+  """The state that starts from weights of the roles, or from their shapes."""
+
+  def first(weights: Arrays) -> Any:
+    return init_state(method, jax.random.key(0), weights)
+
+  if isinstance(jax.tree.leaves(weights)[0], jax.ShapeDtypeStruct):
+    return jax.eval_shape(first, weights)
+  return first(weights)
 
 
 def count(row: str, size: str) -> int:
@@ -217,16 +243,14 @@ def count(row: str, size: str) -> int:
 
 def make(row: str, case: Case) -> Program:
   """The program of a row, with its weights."""
-  jax.config.update('jax_compilation_cache_dir', str(case.cache))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
-  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+  set_up(case)
   sizes = workloads.SIZES[case.model]
   networks = workloads.rows(case.model)[row].networks
   models = {n: build(case.model, n, case.variant) for n in networks}
-  weights = {n: _load(case, n, m) for n, m in models.items()}
+  weights = {n: load(case, n, m) for n, m in models.items()}
   inputs = {k: jnp.asarray(v) for k, v in case.inputs().items()}
   if row == 'train':
-    return _train_program(*train(sizes, models, weights), _batch(inputs))
+    return train_program(*train(sizes, models, weights), _batch(inputs))
   inputs |= {
       'key': jax.random.key(case.seed), 'temperature': jnp.zeros(()),
   }
@@ -251,9 +275,24 @@ def make(row: str, case: Case) -> Program:
   return Program(compile_, check, run)
 
 
-def _train_program(
+def set_up(case: Case) -> None:
+  """Has every compiled program kept for the rounds that follow."""
+  jax.config.update('jax_compilation_cache_dir', str(case.cache))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+
+
+def train_program(
     step: Callable[..., Any], state: Any, frozen: Arrays, batch: Arrays
 ) -> Program:
+  """A program whose calls are the steps of a training, one after the other.
+
+  Args:
+    step: `(state, frozen, batch) -> state, metrics`, among them `loss`.
+    state: the first one; given away.
+    frozen: weights that no step moves.
+    batch: of every step.
+  """
   compiled = None
 
   def compile_() -> Mapping[str, float]:
@@ -283,7 +322,8 @@ def _compile(jitted: Any, *inputs: Any) -> tuple[Any, Mapping[str, float]]:
   }
 
 
-def _load(case: Case, network: str, model: Model) -> Any:
+def load(case: Case, network: str, model: Model) -> Any:
+  """Weights of a network from its file."""
   with safe_open(case.weights(network, 'jax'), framework='numpy') as file:
     leaves = {k: jnp.array(file.get_tensor(k)) for k in file.keys()}
   return table.nest(model.abstract(), leaves)

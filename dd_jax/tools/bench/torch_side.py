@@ -68,6 +68,14 @@ def compile_in(case: Case, net: nn.Module) -> None:
     net.compile(dynamic=False)
 
 
+def exact_norm(net: nn.Module) -> torch.Tensor:
+  """Of a network's gradient."""
+  # Torch adds up float32 squares in float32: of four million values its norm is
+  # 1e-4 too small, which would hide what the gradients differ by.
+  squares = [p.grad.double().square().sum() for p in net.parameters()]
+  return torch.stack(squares).sum().sqrt().float()
+
+
 def filter_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
   """Logits with -inf for all but the k largest."""
   kth = logits.topk(k, sorted=False).values.amin(-1, keepdim=True)

@@ -118,19 +118,13 @@ def train(case: Case, size: workloads.Size, inputs: Tensors) -> Program:
   targets = inputs['indices'].long()
   offset = torch.zeros_like(inputs['labels'])
 
-  def exact_norm() -> Tensor:
-    # Torch adds up float32 squares in float32: of four million values its norm
-    # is 1e-4 too small, which would hide what the gradients differ by.
-    squares = [p.grad.double().square().sum() for p in net.parameters()]
-    return torch.stack(squares).sum().sqrt().float()
-
   def step(checked: bool = False) -> Tensors:
     logits, codes = net(inputs['noise'], inputs['labels'], offset)
     loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
     loss = loss + 0.1 * F.mse_loss(codes, F.embedding(targets, codebook))
     optimizer.zero_grad()
     loss.backward()
-    exact = {'grad_norm': exact_norm()} if checked else {}
+    exact = {'grad_norm': torch_side.exact_norm(net)} if checked else {}
     nn.utils.clip_grad_norm_(net.parameters(), 2.0)
     optimizer.step()
     return {'loss': loss.detach(), **exact}

@@ -38,6 +38,22 @@ class Size:
 
 
 @dataclasses.dataclass(frozen=True)
+class Denoisers:
+  """The networks of one `--model` of DMD2: all are the same denoiser.
+
+  Attributes:
+    family: entry of `WORKLOADS`.
+    denoiser: `name` in the registry and the fields of its config; the critic
+      has a discriminator, too.
+    tolerance: see `Size`.
+  """
+
+  family: str
+  denoiser: Mapping[str, Any]
+  tolerance: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Workload:
   """A row of the table.
 
@@ -96,7 +112,14 @@ def _llamagen(
   )
 
 
-SIZES: Mapping[str, Size] = {
+def _dmd2(
+    name: str, tolerance: float, **fields: Any
+) -> Denoisers:
+  denoiser = {'name': name, 'num_classes': 10, 'sigma_data': 0.5, **fields}
+  return Denoisers(family='dmd2', denoiser=denoiser, tolerance=tolerance)
+
+
+SIZES: Mapping[str, Size | Denoisers] = {
     # To see that the tool works.
     'var_smoke': _var(
         depth=2, width=64, heads=2, classes=10, codes=(64, 8),
@@ -125,6 +148,19 @@ SIZES: Mapping[str, Size] = {
         codes=(16384, 8), latent_size=16, z_channels=256, ch=128,
         ch_mult=(1, 1, 2, 2, 4), top_k=8000, split=80, tolerance=1e-4,
     ),
+    'dmd2_smoke': _dmd2(
+        'edm_unet', 2e-5, image_size=8, image_channels=1, ch=16,
+        ch_mult=(1, 2), res_blocks=1, attention=(8,), head_dim=16,
+    ),
+    'dmd2_mlp_smoke': _dmd2(
+        'mlp', 2e-5, shape=(4, 4, 1), width=16, blocks=2
+    ),
+    # Those of configs/dmd2_edm.py.
+    'dmd2_digits': _dmd2('mlp', 1e-4, shape=(8, 8, 1), width=256, blocks=4),
+    'dmd2_mnist5k': _dmd2(
+        'edm_unet', 1e-4, image_size=16, image_channels=1, ch=32,
+        ch_mult=(1, 2, 2), res_blocks=1, attention=(), head_dim=32,
+    ),
 }
 
 _BLOCKS = {'jax': ('scan', 'unrolled'), 'torch': ('eager', 'compile')}
@@ -132,6 +168,10 @@ _WHOLE = {'jax': ('jit',), 'torch': ('eager', 'compile')}
 _JAX = 'dd_jax.tools.bench.jax_side'
 _VAR = {'jax': _JAX, 'torch': 'dd_jax.tools.bench.torch_var'}
 _LLAMAGEN = {'jax': _JAX, 'torch': 'dd_jax.tools.bench.torch_llamagen'}
+_DMD2 = {
+    'jax': 'dd_jax.tools.bench.jax_dmd2',
+    'torch': 'dd_jax.tools.bench.torch_dmd2',
+}
 
 # By family and name.
 WORKLOADS: Mapping[str, Mapping[str, Workload]] = {
@@ -177,6 +217,16 @@ WORKLOADS: Mapping[str, Mapping[str, Workload]] = {
         ),
         'decode': Workload(
             'codes to image', ('vae',), _LLAMAGEN, {'jax': _WHOLE['jax']}
+        ),
+    },
+    'dmd2': {
+        'critic': Workload(
+            'critic, one update: samples, both losses, AdamW',
+            ('student', 'critic'), _DMD2, _WHOLE,
+        ),
+        'student': Workload(
+            'student, one update: samples, both gradients, AdamW',
+            ('student', 'critic', 'teacher'), _DMD2, _WHOLE,
         ),
     },
 }
