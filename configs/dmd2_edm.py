@@ -46,6 +46,14 @@ SIZES = {
     ),
     'mnist5k': dict(
         source=dict(source='mnist5k', size=16), image_size=16,
+        denoiser=dict(MLP, shape=(16, 16, 1), width=512), batch=128,
+        samples=5000, save_every=500, teacher_lr=1e-3, student_lr=2e-4,
+        critic_lr=5e-4,
+        steps=dict(judge=2500, teacher=6000, student=5000),
+    ),
+    # For a GPU.
+    'mnist5k_unet': dict(
+        source=dict(source='mnist5k', size=16), image_size=16,
         denoiser=dict(UNET, image_size=16, ch_mult=(1, 2, 2)), batch=64,
         samples=5000, save_every=500, teacher_lr=1e-3, student_lr=1e-4,
         critic_lr=2e-4,

@@ -155,24 +155,6 @@ def parse_topology(text: str) -> tuple[str, tuple[int, ...]]:
   return kind, shape
 
 
-def parse_mesh(text: str) -> dict[str, int]:
-  """{'data': 2, 'fsdp': 8} of 'data:2,fsdp:8'; see `sharding.make_mesh`.
-
-  Raises:
-    ValueError: another form.
-  """
-  sizes: dict[str, int] = {}
-  for part in text.split(','):
-    if not (m := re.fullmatch(r'(\w+):(-?\d+)', part.strip())):
-      raise ValueError(
-          f'mesh {text!r}: expected axis:size, as in data:2,fsdp:8'
-      )
-    if m[1] in sizes:
-      raise ValueError(f'mesh {text!r}: {m[1]} twice')
-    sizes[m[1]] = int(m[2])
-  return sizes
-
-
 def make_target(topology: str, hbm_gb: float | None = None) -> Target:
   """The chips of a slice, without the slice; needs libtpu (extra `tpu`).
 

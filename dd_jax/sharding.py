@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import math
+import re
 from typing import Any
 
 import jax
@@ -83,6 +84,24 @@ def make_mesh(
         f'mesh={dict(sizes)}: the chips are wired otherwise ({e}); every axis '
         'must be a product of sides of the slice'
     ) from e
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+  """{'data': 2, 'fsdp': 8} of 'data:2,fsdp:8'; see `make_mesh`.
+
+  Raises:
+    ValueError: another form.
+  """
+  sizes: dict[str, int] = {}
+  for part in text.split(','):
+    if not (m := re.fullmatch(r'(\w+):(-?\d+)', part.strip())):
+      raise ValueError(
+          f'mesh {text!r}: expected axis:size, as in data:2,fsdp:8'
+      )
+    if m[1] in sizes:
+      raise ValueError(f'mesh {text!r}: {m[1]} twice')
+    sizes[m[1]] = int(m[2])
+  return sizes
 
 
 def _spec(

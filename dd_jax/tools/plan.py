@@ -50,7 +50,7 @@ def run(
   config = json.loads(json.dumps(config))
   try:
     if mesh:
-      config['mesh'] = plan.parse_mesh(mesh)
+      config['mesh'] = sharding.parse_mesh(mesh)
     target = plan.make_target(topology, hbm_gb)
     compile_ = functools.partial(
         fit.compile_program, target=target, memo=fit.Memo(memo), full=full

@@ -234,6 +234,27 @@ def test_a_disagreement_ends_the_benchmark(tmp_path, monkeypatch):
   assert not json.loads(lines[-1])['agrees']
 
 
+def test_meshes_do_the_same_work(tmp_path):
+  text, records = tool(
+      tmp_path / 'out.jsonl', '--rounds=1', '--variants=jit', '--batch=4',
+      '--frameworks=jax', '--rows=critic', '--mesh=data:1',
+      '--mesh=data:2,fsdp:2', model='dmd2_mlp',
+  )
+  (parity,) = records['parity']
+  assert parity['agrees'] and parity['mesh'] == 'data:2,fsdp:2'
+  assert sum(parity['differences'].values()) > 0  # not one program twice
+  alone, split = records['summary']
+  # A device holds its examples and its half of the larger weights.
+  assert split['arguments'] < alone['arguments']
+  assert 'jax jit data:2,fsdp:2' in text and 'bytes of one device' in text
+
+
+def test_meshes_are_ours_alone(monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
+  with pytest.raises(ValueError, match='--mesh: for ours alone'):
+    settings(frameworks=('jax', 'torch'), meshes=('data:1',))
+
+
 def test_rounds_under_load_do_not_count():
   entry = runner.Entry('student', 2, 'jax', 'scan')
 
@@ -291,6 +312,9 @@ def test_ratios(monkeypatch, rejected):
         ({'batches': (0,)}, '--batch: at least 1, not 0'),
         ({'rounds': 0}, '--rounds: at least 1'),
         ({'threads': 10_000}, '--threads=10000: from 1 to'),
+        ({'meshes': ('data=2',)}, "mesh 'data=2': expected axis:size"),
+        ({'meshes': ('data:2',)}, '--batch=1 does not divide over data:2'),
+        ({'meshes': ('data:-1',)}, '--batch=1 does not divide over data:-1'),
     ],
 )
 def test_settings_that_are_refused(fields, message):

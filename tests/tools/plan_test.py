@@ -51,11 +51,11 @@ def test_parse_topology():
 
 
 def test_parse_mesh():
-  assert plan.parse_mesh('data:2,fsdp:8') == {'data': 2, 'fsdp': 8}
-  assert plan.parse_mesh('data:-1') == {'data': -1}
+  assert sharding.parse_mesh('data:2,fsdp:8') == {'data': 2, 'fsdp': 8}
+  assert sharding.parse_mesh('data:-1') == {'data': -1}
   for wrong in ('data', 'data=2', 'data:2,data:4', ''):
     with pytest.raises(ValueError, match='mesh'):
-      plan.parse_mesh(wrong)
+      sharding.parse_mesh(wrong)
 
 
 def test_roofline():

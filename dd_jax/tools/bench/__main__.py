@@ -46,6 +46,10 @@ _WARM_UPS = flags.DEFINE_integer(
 _THREADS = flags.DEFINE_integer(
     'threads', None, 'Cores for each process; default all there are.'
 )
+_MESH = flags.DEFINE_multi_string(
+    'mesh', [], 'Devices that ours runs on, as data:2,fsdp:4; given again, '
+    'another mesh. On a CPU they are made up, and share its cores.',
+)
 _SEED = flags.DEFINE_integer('seed', 0, 'Of weights and inputs.')
 _OUT = flags.DEFINE_string('out', 'bench.jsonl', 'Where the figures go.')
 _WORKDIR = flags.DEFINE_string(
@@ -65,6 +69,7 @@ def main(argv: Sequence[str]) -> None:
         frameworks=tuple(_FRAMEWORKS.value), rows=tuple(_ROWS.value),
         variants=tuple(_VARIANTS.value), rounds=_ROUNDS.value,
         seconds=_SECONDS.value, warm_ups=_WARM_UPS.value, seed=_SEED.value,
+        meshes=tuple(_MESH.value),
         threads=_THREADS.value or len(os.sched_getaffinity(0)),
     )
     with tempfile.TemporaryDirectory() as temporary:

@@ -25,7 +25,8 @@ def write(
   """Writes weights in the layout of every side, and inputs.
 
   Returns:
-    parameters by network, and FLOPs of one example by row.
+    parameters by network, FLOPs of one example by row, and its tokens (None
+    where it has none).
   """
   known = workloads.rows(case.model)
   ours = importlib.import_module(known[rows[0]].modules['jax'])
@@ -49,6 +50,7 @@ def write(
   return {
       'parameters': parameters,
       'flops': {row: ours.count(row, case.model) for row in rows},
+      'tokens': ours.tokens(case.model),
   }
 
 

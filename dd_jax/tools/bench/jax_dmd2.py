@@ -9,9 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 
-from dd_jax import optim, registry
+from dd_jax import optim, registry, sharding
 from dd_jax.convert import table
 from dd_jax.method import Inputs, Role
 from dd_jax.methods import dmd2
@@ -158,7 +159,7 @@ def draw(case: Case) -> dict[str, np.ndarray]:
 
 
 def train(
-    row: str, size: str, weights: Arrays
+    row: str, size: str, weights: Arrays, mesh: Mesh | None = None
 ) -> tuple[Callable[..., Any], Any, Arrays]:
   """A step, its first state and the frozen weights; see `jax_side.train`."""
   method = make_method(size)
@@ -169,8 +170,15 @@ def train(
     state, metrics = train_step(method, updates, 1, False, state, frozen, batch)
     return state, {k: metrics[f'{row}/{k}'].compute() for k in _METRICS[row]}
 
-  state = jax_side.first_state(method, {n: weights[n] for n in method.roles})
+  state = jax_side.first_state(
+      method, {n: weights[n] for n in method.roles}, mesh
+  )
   return step, state, {n: weights[n] for n in method.frozen if n in weights}
+
+
+def tokens(size: str) -> None:
+  """Tokens of an example: there are none."""
+  del size
 
 
 def count(row: str, size: str) -> int:
@@ -189,11 +197,14 @@ def count(row: str, size: str) -> int:
 
 def make(row: str, case: Case) -> Program:
   """The program of a row, with its weights."""
-  jax_side.set_up(case)
+  mesh = jax_side.set_up(case)
   weights = {
-      n: jax_side.load(case, n, build(case.model, n))
+      n: jax_side.load(case, n, build(case.model, n), mesh)
       for n in workloads.rows(case.model)[row].networks
   }
   inputs = case.inputs()
-  batch = {k: jnp.asarray(inputs[k]) for k in ('image', 'label', 'index')}
-  return jax_side.train_program(*train(row, case.model, weights), batch)
+  batch = {k: inputs[k] for k in ('image', 'label', 'index')}
+  return jax_side.train_program(
+      *train(row, case.model, weights, mesh),
+      jax.device_put(batch, sharding.batch_sharding(mesh)), mesh,
+  )

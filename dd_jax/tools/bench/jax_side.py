@@ -6,15 +6,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import functools
+import math
 import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 from safetensors import safe_open
 
-from dd_jax import generate, optim, registry
+from dd_jax import generate, optim, registry, sharding
 from dd_jax.convert import table
 from dd_jax.flow import discrete
 from dd_jax.flow.noise import pair_noise
@@ -191,11 +193,13 @@ _FUNCTIONS: Mapping[str, Callable[[workloads.Size, Models], Function]] = {
 
 
 def train(
-    size: workloads.Size, models: Models, weights: Arrays
+    size: workloads.Size, models: Models, weights: Arrays,
+    mesh: Mesh | None = None,
 ) -> tuple[Callable[..., Any], Any, Arrays]:
   """A step, its first state and the frozen weights.
 
-  The state is built from the student's weights, or from their shapes.
+  The state is built from the student's weights, or from their shapes; see
+  `first_state`.
   """
   tx = optim.make_optimizer(optim.OptimizerConfig(**OPTIMIZER), total=1)
   role = Role(models['student'], tx, lambda key, source: source)
@@ -214,19 +218,32 @@ def train(
         'grad_norm': metrics['student/grad_norm'].compute(),
     }
 
-  state = first_state(method, {'student': weights['student']})
+  state = first_state(method, {'student': weights['student']}, mesh)
   return step, state, {'vae': weights['vae']}
 
 
-def first_state(method: Method, weights: Arrays) -> Any:
-  """The state that starts from weights of the roles, or from their shapes."""
+def first_state(
+    method: Method, weights: Arrays, mesh: Mesh | None = None
+) -> Any:
+  """The state that starts from weights of the roles, or from their shapes.
+
+  With a mesh it is split over it.
+  """
 
   def first(weights: Arrays) -> Any:
     return init_state(method, jax.random.key(0), weights)
 
   if isinstance(jax.tree.leaves(weights)[0], jax.ShapeDtypeStruct):
     return jax.eval_shape(first, weights)
-  return first(weights)
+  state = first(weights)
+  return jax.device_put(state, sharding.shard_state(
+      method, state, mesh, sharding.RULES['fsdp']
+  ))
+
+
+def tokens(size: str) -> int:
+  """Tokens of an example."""
+  return build(size, 'teacher').config.offsets[-1]
 
 
 def count(row: str, size: str) -> int:
@@ -243,17 +260,20 @@ def count(row: str, size: str) -> int:
 
 def make(row: str, case: Case) -> Program:
   """The program of a row, with its weights."""
-  set_up(case)
+  mesh = set_up(case)
   sizes = workloads.SIZES[case.model]
   networks = workloads.rows(case.model)[row].networks
   models = {n: build(case.model, n, case.variant) for n in networks}
-  weights = {n: load(case, n, m) for n, m in models.items()}
-  inputs = {k: jnp.asarray(v) for k, v in case.inputs().items()}
+  weights = {n: load(case, n, m, mesh) for n, m in models.items()}
+  inputs = jax.device_put(case.inputs(), sharding.batch_sharding(mesh))
   if row == 'train':
-    return train_program(*train(sizes, models, weights), _batch(inputs))
-  inputs |= {
-      'key': jax.random.key(case.seed), 'temperature': jnp.zeros(()),
-  }
+    return train_program(
+        *train(sizes, models, weights, mesh), _batch(inputs), mesh
+    )
+  whole = sharding.replicated(mesh)
+  inputs |= jax.device_put(
+      {'key': jax.random.key(case.seed), 'temperature': jnp.zeros(())}, whole
+  )
   if row.startswith('ode'):
     inputs['log_p'] = _log_p(sizes, inputs)
   function = _FUNCTIONS[row](sizes, models)
@@ -261,7 +281,7 @@ def make(row: str, case: Case) -> Program:
 
   def compile_() -> Mapping[str, float]:
     nonlocal compiled
-    compiled, costs = _compile(jax.jit(function), weights, inputs)
+    compiled, costs = _compile(jax.jit(function), mesh, weights, inputs)
     return costs
 
   def check() -> Mapping[str, np.ndarray]:
@@ -269,21 +289,26 @@ def make(row: str, case: Case) -> Program:
 
   def run() -> None:
     inputs['key'] = jax.random.fold_in(inputs['key'], 1)
-    inputs['temperature'] = jnp.ones(())
+    inputs['temperature'] = jax.device_put(jnp.ones(()), whole)
     jax.block_until_ready(compiled(weights, inputs))
 
   return Program(compile_, check, run)
 
 
-def set_up(case: Case) -> None:
-  """Has every compiled program kept for the rounds that follow."""
+def set_up(case: Case) -> Mesh:
+  """Has compiled programs kept for the rounds that follow; makes the mesh."""
   jax.config.update('jax_compilation_cache_dir', str(case.cache))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+  sizes = sharding.parse_mesh(case.mesh or 'data:1')
+  return sharding.make_mesh(
+      sizes, jax.devices()[: math.prod(sizes.values())]
+  )
 
 
 def train_program(
-    step: Callable[..., Any], state: Any, frozen: Arrays, batch: Arrays
+    step: Callable[..., Any], state: Any, frozen: Arrays, batch: Arrays,
+    mesh: Mesh,
 ) -> Program:
   """A program whose calls are the steps of a training, one after the other.
 
@@ -292,13 +317,15 @@ def train_program(
     state: the first one; given away.
     frozen: weights that no step moves.
     batch: of every step.
+    mesh: that all of them are on.
   """
   compiled = None
 
   def compile_() -> Mapping[str, float]:
     nonlocal compiled
-    jitted = jax.jit(step, donate_argnums=0)
-    compiled, costs = _compile(jitted, state, frozen, batch)
+    kept = jax.tree.map(lambda x: x.sharding, state)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(kept, None))
+    compiled, costs = _compile(jitted, mesh, state, frozen, batch)
     return costs
 
   def check() -> Mapping[str, np.ndarray]:
@@ -309,9 +336,12 @@ def train_program(
   return Program(compile_, check, lambda: float(check()['loss']))
 
 
-def _compile(jitted: Any, *inputs: Any) -> tuple[Any, Mapping[str, float]]:
+def _compile(
+    jitted: Any, mesh: Mesh, *inputs: Any
+) -> tuple[Any, Mapping[str, float]]:
   began = time.perf_counter()
-  lowered = jitted.lower(*inputs)
+  with sharding.kernels_on(mesh):
+    lowered = jitted.lower(*inputs)
   traced = time.perf_counter()
   compiled = lowered.compile()
   memory = compiled.memory_analysis()
@@ -322,11 +352,14 @@ def _compile(jitted: Any, *inputs: Any) -> tuple[Any, Mapping[str, float]]:
   }
 
 
-def load(case: Case, network: str, model: Model) -> Any:
-  """Weights of a network from its file."""
+def load(case: Case, network: str, model: Model, mesh: Mesh) -> Any:
+  """Weights of a network from its file, split over a mesh."""
   with safe_open(case.weights(network, 'jax'), framework='numpy') as file:
     leaves = {k: jnp.array(file.get_tensor(k)) for k in file.keys()}
-  return table.nest(model.abstract(), leaves)
+  params = table.nest(model.abstract(), leaves)
+  return jax.device_put(params, sharding.shard_params(
+      model.axes(), params, mesh, sharding.RULES['fsdp']
+  ))
 
 
 def _batch(inputs: Arrays) -> Arrays:

@@ -25,6 +25,7 @@ class Case:
     threads: cores.
     seed: of draws.
     cache: folder of compiled programs.
+    mesh: devices that ours is split over, as in 'data:2,fsdp:4'; '' is one.
   """
 
   folder: pathlib.Path
@@ -34,6 +35,7 @@ class Case:
   threads: int
   seed: int
   cache: pathlib.Path
+  mesh: str = ''
 
   def weights(self, network: str, layout: str) -> pathlib.Path:
     """The file of a network in a framework's layout."""

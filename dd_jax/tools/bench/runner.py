@@ -10,6 +10,7 @@ import difflib
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import platform
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from dd_jax import __version__, console
+from dd_jax import __version__, console, sharding
 from dd_jax.tools.bench import workloads
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'torch')
@@ -50,6 +51,7 @@ class Settings:
     warm_ups: calls before those.
     threads: cores for each process.
     seed: of weights and inputs.
+    meshes: that ours runs on, as in 'data:2,fsdp:4'; empty for one device.
   """
 
   model: str
@@ -62,6 +64,7 @@ class Settings:
   warm_ups: int
   threads: int
   seed: int
+  meshes: tuple[str, ...] = ()
 
   def __post_init__(self) -> None:
     _one_of('model', [self.model], workloads.SIZES)
@@ -79,6 +82,13 @@ class Settings:
     cores = len(os.sched_getaffinity(0))
     if not 1 <= self.threads <= cores:
       raise ValueError(f'--threads={self.threads}: from 1 to {cores} here')
+    if self.meshes and self.frameworks != ('jax',):
+      raise ValueError('--mesh: for ours alone, with --frameworks=jax')
+    for mesh in self.meshes:
+      parts = devices(mesh, ('data', 'fsdp'))
+      for batch in self.batches:
+        if parts < 1 or batch % parts:
+          raise ValueError(f'--batch={batch} does not divide over {mesh}')
     if not list(order(self)):
       raise ValueError('--rows, --frameworks, --variants: nothing to run')
     if 'torch' in self.frameworks and not importlib.util.find_spec('torch'):
@@ -96,9 +106,10 @@ class Entry:
   batch: int
   framework: str
   variant: str
+  mesh: str = ''
 
   def __str__(self) -> str:
-    return f'{self.row}, batch {self.batch}, {self.framework} {self.variant}'
+    return f'{self.row}, batch {self.batch}, {_side(dataclasses.asdict(self))}'
 
 
 def run(
@@ -163,7 +174,9 @@ def run(
       )
     flops = made['flops']
     summaries = [
-        record('summary', summary(entry, results, flops[entry.row]))
+        record('summary', summary(
+            entry, results, flops[entry.row], made.get('tokens')
+        ))
         for entry, results in rounds.items()
     ]
     for ratio in ratios(summaries):
@@ -176,8 +189,9 @@ def order(settings: Settings) -> Iterator[tuple[Entry, int]]:
   """Processes in turn: every second round runs the other way round."""
   known = workloads.rows(settings.model)
   entries = [
-      Entry(row, batch, framework, variant)
+      Entry(row, batch, framework, variant, mesh)
       for batch in settings.batches for row in settings.rows
+      for mesh in settings.meshes or ('',)
       for framework in settings.frameworks
       for variant in known[row].variants.get(framework, ())
       if variant in settings.variants
@@ -185,6 +199,12 @@ def order(settings: Settings) -> Iterator[tuple[Entry, int]]:
   for number in range(settings.rounds):
     for entry in entries[:: -1 if number % 2 else 1]:
       yield entry, number
+
+
+def devices(mesh: str, axes: Sequence[str] | None = None) -> int:
+  """Devices of a mesh, along these axes or all."""
+  sizes = sharding.parse_mesh(mesh or 'data:1')
+  return math.prod(n for a, n in sizes.items() if axes is None or a in axes)
 
 
 class Parity:
@@ -233,7 +253,8 @@ class Parity:
 
 
 def summary(
-    entry: Entry, results: Sequence[Mapping[str, Any]], flops: int
+    entry: Entry, results: Sequence[Mapping[str, Any]], flops: int,
+    tokens: int | None = None,
 ) -> dict[str, Any]:
   """Figures of all rounds; of the rejected ones if there are no others."""
   good = [r for r in results if not r['rejected']]
@@ -246,6 +267,7 @@ def summary(
       **dataclasses.asdict(entry), 'p50': p50, 'p95': p95,
       'cpu': float(np.median(np.concatenate([r['cpu'] for r in used]))),
       'calls': len(calls), 'gflops': flops * entry.batch / p50 / 1e9,
+      'tokens_per_second': tokens and tokens * entry.batch / p50,
       'cold_start': cold['seconds']['cold_start'],
       'import': cold['seconds']['import'], 'load': cold['seconds']['load'],
       'trace': cold['costs'].get('trace'), 'compile': cold['costs']['compile'],
@@ -293,13 +315,25 @@ def show(
       ('row', 'batch', 'side', 'p50 s', 'p95 s', 'cpu s', 'calls', 'GFLOP/s',
        'cold start s', 'compile s', 'peak GB', 'rounds'),
       [
-          (s['row'], s['batch'], f'{s["framework"]} {s["variant"]}', s['p50'],
-           s['p95'], s['cpu'], s['calls'], f'{s["gflops"]:.1f}',
-           s['cold_start'], (s['trace'] or 0.0) + s['compile'],
-           s['peak_rss'] / 1e9, f'{s["accepted"]} of {s["rounds"]}')
+          (s['row'], s['batch'], _side(s), s['p50'], s['p95'], s['cpu'],
+           s['calls'], f'{s["gflops"]:.1f}', s['cold_start'],
+           (s['trace'] or 0.0) + s['compile'], s['peak_rss'] / 1e9,
+           f'{s["accepted"]} of {s["rounds"]}')
           for s in summaries
       ],
   )
+  if settings.meshes:
+    console.table(
+        'The same work on meshes; bytes of one device',
+        ('row', 'batch', 'mesh', 'devices', 'step s', 'tokens/s',
+         'arguments MB', 'temporaries MB'),
+        [
+            (s['row'], s['batch'], s['mesh'], devices(s['mesh']), s['p50'],
+             s['tokens_per_second'] or '-', s['arguments'] / 1e6,
+             s['temporaries'] / 1e6)
+            for s in summaries
+        ],
+    )
   compared = ratios(summaries)
   if compared:
     console.table(
@@ -322,6 +356,12 @@ def show(
         'rows with 0 accepted rounds show rejected ones: they are no results, '
         'and are not compared'
     )
+
+
+def _side(line: Mapping[str, Any]) -> str:
+  """Of an entry or a summary: framework, variant and mesh, if there is one."""
+  parts = line['framework'], line['variant'], line.get('mesh')
+  return ' '.join(filter(None, parts))
 
 
 def machine() -> dict[str, Any]:
@@ -378,13 +418,18 @@ def _job(
     row, framework = entry.row, entry.framework
     batch, variant = entry.batch, entry.variant
     name = f'{row}-{batch}-{framework}-{variant}'
+    if entry.mesh:
+      name += '-' + entry.mesh.replace(':', '').replace(',', '-')
   job, result = folder / 'job.json', folder / 'result.json'
   result.unlink(missing_ok=True)
   cache = folder / 'cache' / name
   cache.mkdir(parents=True, exist_ok=True)
   log = folder / f'{name}.log'
   threads = str(settings.threads)
+  mesh = entry.mesh if entry else ''
+  flag = f'--xla_force_host_platform_device_count={devices(mesh)}'
   environment = os.environ | {
+      'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {flag}'.strip(),
       'JAX_PLATFORMS': 'cpu', 'OMP_NUM_THREADS': threads,
       'MKL_NUM_THREADS': threads,
   }
@@ -395,7 +440,7 @@ def _job(
       'warm_ups': settings.warm_ups, 'seconds': settings.seconds,
       'case': {
           'model': settings.model, 'batch': batch, 'variant': variant,
-          'threads': settings.threads, 'seed': settings.seed,
+          'threads': settings.threads, 'seed': settings.seed, 'mesh': mesh,
       },
       'started': time.time(),
   }))
