@@ -163,6 +163,7 @@ def _released(name: str) -> ConfigDict:
           pairs=pairs,  # as remembered of the paper, not checked
           shard_size=16384, batch_size=batch, **guidance, **of_captions,
           solver='deis', solver_steps=50,  # both our choice
+          rules='dp',  # every token would gather all weights
       ),
       student=dict(
           kind='train',
@@ -198,7 +199,7 @@ def _released(name: str) -> ConfigDict:
 
     def score(student: str, **fields) -> dict:
       return dict(
-          kind='clip_score', student=student, vae='stage:vae',
+          kind='clip_score', student=student, vae='stage:vae', rules='dp',
           clip='stage:clip', captions='stage:heldout', samples=5000,
           # CLIP reads 77 tokens; what a longer caption says last is not seen.
           tokenizer=dict(

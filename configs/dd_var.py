@@ -94,7 +94,7 @@ IMAGENET = {
     ),
 }
 TEACHERS = {
-    'd30': dict(depth=30, vae={}, reference='statistic.pth', batch=64),
+    'd30': dict(depth=30, vae={}, reference='statistic.pth', batch=128),
     # The same tokenizer with larger maps; no statistics are released.
     'd36': dict(
         depth=36, vae=dict(patch_nums=(1, 2, 3, 4, 6, 9, 13, 18, 24, 32)),
@@ -183,7 +183,8 @@ def _released(name: str) -> ConfigDict:
   depth, t_set, split = size['depth'], size['t_set'], size['split']
   evaluations = {
       f'evaluate_{n}': fid(
-          'stage:student', t_list=t_set[:n], split=split, batch_size=64
+          'stage:student', t_list=t_set[:n], split=split, batch_size=64,
+          rules='dp',  # for weights alone there is room
       )
       for n in (1, 2)
   }
@@ -211,6 +212,7 @@ def _released(name: str) -> ConfigDict:
           pairs=pairs,  # as remembered of the paper, not checked
           shard_size=16384, batch_size=size['batch'], **guidance,
           solver='deis', solver_steps=50,  # both our choice
+          rules='dp',
       ),
       student=dict(
           kind='train',
@@ -244,7 +246,7 @@ def _released(name: str) -> ConfigDict:
       ),
       # What the student is to be compared with: its pairs' settings.
       evaluate_teacher=fid(
-          'stage:teacher', batch_size=size['batch'], **guidance
+          'stage:teacher', batch_size=size['batch'], rules='dp', **guidance
       ),
       **evaluations,
   )

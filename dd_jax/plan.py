@@ -225,7 +225,7 @@ def programs(
         continue
       blueprint = Blueprint(
           stage.name, {k: v for k, v in stage.config.items() if k != 'seed'},
-          stage.config['seed'], mesh, config['rules'],
+          stage.config['seed'], mesh, stage.rules,
           lambda ref, name=stage.name: _resolve(ref, name, done),
       )
       planner = registry.get('planners', stage.kind)

@@ -37,12 +37,15 @@ class Stage:
     kind: entry of `registry.TABLES['kinds']`.
     inputs: names of the stages whose artefacts it reads.
     config: what its kind takes, plain values, with the run's `seed`.
+    rules: name of a sharding preset. Like the mesh, no part of what an artefact
+      was made from.
   """
 
   name: str
   kind: str
   inputs: tuple[str, ...]
   config: Mapping[str, Any]
+  rules: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +110,7 @@ def parse(config: Mapping[str, Any]) -> list[Stage]:
   """The stages of a run's config, each after those that it reads.
 
   Raises:
-    ValueError: unknown kind, a reference to no stage, or a circle.
+    ValueError: unknown kind or rules, a reference to no stage, or a circle.
   """
   stages = {}
   for name, values in config['stages'].items():
@@ -125,7 +128,13 @@ def parse(config: Mapping[str, Any]) -> list[Stage]:
             f'has {sorted(config["stages"])}'
         )
     values.setdefault('seed', config['seed'])
-    stages[name] = Stage(name, kind, inputs, values)
+    rules = values.pop('rules', config['rules'])
+    if rules not in sharding.RULES:
+      raise ValueError(
+          f'stage {name!r}: rules={rules!r}: expected one of '
+          f'{list(sharding.RULES)}'
+      )
+    stages[name] = Stage(name, kind, inputs, values, rules)
   try:
     order = graphlib.TopologicalSorter(
         {s.name: s.inputs for s in stages.values()}
@@ -206,7 +215,8 @@ def run(
   """Runs the stages of a config that are not complete, in order.
 
   Args:
-    config: `name`, `seed`, `mesh`, `rules` and `stages`; a plain mapping.
+    config: `name`, `seed`, `mesh`, `rules` and `stages`, which may have rules
+      of their own; a plain mapping.
     workdir: each stage has a folder of its name there.
     only: run this stage alone.
     redo: stages to make again; what depends on them is made again too.
@@ -227,10 +237,6 @@ def run(
   for name in [*redo, *([only] if only else [])]:
     if name not in names:
       raise ValueError(f'no stage {name!r}; this config has {names}')
-  if config['rules'] not in sharding.RULES:
-    raise ValueError(
-        f'rules={config["rules"]!r}: expected one of {list(sharding.RULES)}'
-    )
   mesh = sharding.make_mesh(config['mesh'])
   again = _dependents(stages, set(redo))
   # Nothing is touched before everything that is there has been checked.
@@ -264,7 +270,7 @@ def run(
         name=stage.name,
         config={k: v for k, v in stage.config.items() if k != 'seed'},
         directory=workdir / stage.name, workdir=workdir,
-        seed=stage.config['seed'], mesh=mesh, rules=config['rules'],
+        seed=stage.config['seed'], mesh=mesh, rules=stage.rules,
     )
     for ref in sorted(set(_references(context.config))):
       context.resolve(ref)
