@@ -214,6 +214,20 @@ def test_sharded_equals_unsharded(teacher):
   assert_trees_close(a.ema, b.ema, rtol=2e-5, atol=1e-6)
 
 
+def test_a_stage_may_have_rules_of_its_own(teacher, tmp_path):
+  config = toy_method.make_config(teacher, mesh=dict(data=2, fsdp=4))
+  (stage,) = stages.parse(config)
+  assert stage.rules == 'dp'
+  config['stages']['run']['rules'] = 'fsdp'
+  (own,) = stages.parse(config)
+  # They are no part of what an artefact was made from.
+  assert own.rules == 'fsdp' and own.config == stage.config
+  config['stages']['run']['rules'] = 'fsd'
+  with pytest.raises(ValueError, match="'run': rules='fsd': expected one of"):
+    stages.run(config, tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
 def test_adapter_trains_only_the_correction(teacher, tmp_path):
   states = run_steps(make_parts(teacher), 0, 6)
   adapter = states[-1].params['adapter']
