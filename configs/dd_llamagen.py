@@ -155,7 +155,10 @@ def _released(name: str) -> ConfigDict:
   train_batch = 512
   config.stages = dict(
       **encoder,
-      teacher=convert('llamagen', teacher_file, latent_size=16),
+      # LlamaGen samples in bfloat16.
+      teacher=convert(
+          'llamagen', teacher_file, latent_size=16, dtype='bfloat16'
+      ),
       vae=vae,
       lpips=convert('lpips', 'vgg16-397923af.pth', 'vgg.pth', remat='full'),
       trajectories=dict(

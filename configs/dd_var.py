@@ -94,7 +94,7 @@ IMAGENET = {
     ),
 }
 TEACHERS = {
-    'd30': dict(depth=30, vae={}, reference='statistic.pth', batch=128),
+    'd30': dict(depth=30, vae={}, reference='statistic.pth', batch=96),
     # The same tokenizer with larger maps; no statistics are released.
     'd36': dict(
         depth=36, vae=dict(patch_nums=(1, 2, 3, 4, 6, 9, 13, 18, 24, 32)),

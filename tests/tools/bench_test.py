@@ -163,7 +163,7 @@ def test_torch_agrees_on_updates_of_both_networks(tmp_path, model):
 def test_networks_of_dmd2_are_those_of_its_configs():
   path = convert_test.ROOT / 'configs/dmd2_edm.py'
   get_config = runpy.run_path(str(path))['get_config']
-  for name in ('digits', 'mnist5k'):
+  for name in ('digits', 'mnist5k_unet'):
     stage = get_config(name).to_dict()['stages']['student']
     role = stage['roles']['critic']
     denoiser = workloads.SIZES[f'dmd2_{name}'].denoiser

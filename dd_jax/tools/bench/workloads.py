@@ -157,7 +157,7 @@ SIZES: Mapping[str, Size | Denoisers] = {
     ),
     # Those of configs/dmd2_edm.py.
     'dmd2_digits': _dmd2('mlp', 1e-4, shape=(8, 8, 1), width=256, blocks=4),
-    'dmd2_mnist5k': _dmd2(
+    'dmd2_mnist5k_unet': _dmd2(
         'edm_unet', 1e-4, image_size=16, image_channels=1, ch=32,
         ch_mult=(1, 2, 2), res_blocks=1, attention=(), head_dim=32,
     ),
