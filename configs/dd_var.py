@@ -90,7 +90,7 @@ IMAGENET = {
     ),
     # VAR trains this size with 8e-5 for every 256 examples, not 1e-4.
     'd24': dict(
-        depth=24, t_set=(0, 4), split=4, batch=128, lr=1.6e-4, rules='fsdp'
+        depth=24, t_set=(0, 4), split=4, batch=64, lr=1.6e-4, rules='fsdp'
     ),
 }
 TEACHERS = {
