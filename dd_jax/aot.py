@@ -51,7 +51,10 @@ def place(lowered: Any) -> tuple[str, dict[str, int]]:
       warnings.filterwarnings('ignore', message='.*fork', append=False)
       child = os.fork()
     if not child:
-      _compile_and_exit(lowered, folder)
+      try:
+        _compile(lowered, folder)
+      finally:  # whatever happens, nothing of the parent runs here
+        os._exit(0)
     status = _wait(child)
     if (error := folder / 'error').exists():
       raise jax.errors.JaxRuntimeError(error.read_text())
@@ -86,7 +89,7 @@ def read_sizes(text: str) -> dict[str, int]:
   return sizes
 
 
-def _compile_and_exit(lowered: Any, folder: pathlib.Path) -> None:
+def _compile(lowered: Any, folder: pathlib.Path) -> None:
   options: Mapping[str, Any] = {
       'xla_dump_to': str(folder), 'xla_dump_hlo_as_text': True,
   }
@@ -101,13 +104,15 @@ def _compile_and_exit(lowered: Any, folder: pathlib.Path) -> None:
 
   thread = threading.Thread(target=run, daemon=True)
   thread.start()
-  size = None
+  sizes = None
   while thread.is_alive():
-    before, size = size, sum(f.stat().st_size for f in folder.glob(_TEXT))
-    if size and size == before:  # written to its end
+    before, sizes = sizes, [
+        sum(f.stat().st_size for f in folder.glob(pattern))
+        for pattern in (_TEXT, _MEMORY)
+    ]
+    if all(sizes) and sizes == before:  # written to their ends
       break
-    time.sleep(0.2)
-  os._exit(0)
+    time.sleep(0.5)
 
 
 def _wait(child: int) -> int:

@@ -30,7 +30,7 @@ _MICRO_BATCHES = (1, 2, 4, 8, 16)
 # their graphs were given. Instructions, 100 MB of them, must fit too.
 _RESERVE = 0.2
 ASSUMPTION = (
-    'memory: as the compiler places values, and a fifth of the temporaries in '
+    'room: as the compiler places values, and a fifth of the temporaries in '
     'reserve for what it settles later; instructions count with --full only'
 )
 
@@ -311,10 +311,13 @@ def search(
   if config['stages'].get(stage, {}).get('kind') != 'train':
     raise ValueError(f"--search needs a stage of kind 'train', not {stage!r}")
   best = None
-  for mesh, rules in candidates(len(target.devices), config['rules']):
+  own = config['stages'][stage].get('rules', config['rules'])
+  for mesh, rules in candidates(len(target.devices), own):
     for micro in _MICRO_BATCHES:
       tried = {'mesh': mesh, 'rules': rules, 'micro_batches': micro}
-      values = dict(config['stages'][stage], micro_batches=micro)
+      values = dict(
+          config['stages'][stage], micro_batches=micro, rules=rules
+      )
       now = {
           **config, 'mesh': mesh, 'rules': rules,
           'stages': {**config['stages'], stage: values},

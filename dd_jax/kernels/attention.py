@@ -109,10 +109,10 @@ def check(kind: Kind, dtype: str, head_dim: int) -> None:
         f"attention='cudnn' needs dtype='bfloat16', not {dtype!r}; or set "
         "attention='reference'"
     )
-  if head_dim % 8 or head_dim > 256:
+  if head_dim % 8 or head_dim > 128:  # more only from Hopper on
     raise ValueError(
         "attention='cudnn' needs heads whose size is a multiple of 8 and at "
-        f"most 256, not width / heads = {head_dim}; or set "
+        f"most 128, not width / heads = {head_dim}; or set "
         "attention='reference'"
     )
 

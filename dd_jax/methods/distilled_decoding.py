@@ -31,7 +31,8 @@ class Config:
     loss_norm: image distance: 'network' (frozen network 'perceptual', LPIPS
       for instance), 'l1', 'l2' or 'none'.
     perceptual_batch: examples of a batch that the image distance is taken on,
-      0 for all; decoding is most of a step's work.
+      0 for all; spread evenly over the batch where it divides it, else the
+      first ones. Decoding is most of a step's work.
   """
 
   t_set: tuple[int, ...] = (0,)

@@ -27,6 +27,7 @@ import jax
 from ml_collections import config_flags
 
 from dd_jax import console, fit, plan, roofline, sharding
+from dd_jax import stages as stages_lib
 
 _COLUMNS = (
     'program', 'runs', 'arguments', 'temporaries', 'total', 'fits',
@@ -60,7 +61,7 @@ def run(
     return 0 if _table(
         config, target, stages, compile_, out, markdown
     ) else 1
-  except (ValueError, OSError, ImportError) as e:
+  except (ValueError, OSError, ImportError, RuntimeError) as e:
     console.fail(str(e))
     return 2
 
@@ -91,13 +92,16 @@ def _table(
   ]
   for note in notes:
     console.say(note)
-  assumptions = (*roofline.ASSUMPTIONS, fit.ASSUMPTION)
+  assumptions = list(roofline.ASSUMPTIONS)
+  if any('reserve' in row['consumers'] for row in rows):
+    assumptions.append(fit.ASSUMPTION)
   for text in assumptions:
     console.say(f'assumed: {text}')
   if out:
     epath.Path(out).write_text(json.dumps({
         'config': config['name'], 'mesh': config['mesh'],
-        'rules': config['rules'], 'topology': target.name,
+        'rules': {s.name: s.rules for s in stages_lib.parse(config)},
+        'topology': target.name,
         'chips': len(target.devices), 'hbm_bytes': target.hbm_bytes,
         'assumptions': assumptions, 'versions': fit.versions(),
         'programs': rows,
@@ -139,8 +143,13 @@ def _place(config: Mapping[str, Any], target: plan.Target) -> str:
   size = '' if target.hbm_bytes is None else (
       f', {target.hbm_bytes / roofline.GIGA:g} GB a chip'
   )
+  others = ', '.join(
+      f'{s.name} {s.rules}' for s in stages_lib.parse(config)
+      if s.rules != config['rules']
+  )
   return (f'{target.name} ({len(target.devices)} chips{size}), mesh '
-          f'{mesh or "1"}, rules {config["rules"]}')
+          f'{mesh or "1"}, rules {config["rules"]}'
+          + f' ({others})' * bool(others))
 
 
 def _line(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -102,31 +102,37 @@ def test_collectives_of_a_compiled_program():
   assert sum(k['count'] for k in found.collectives.values()) >= 5
 
 
-def test_examples_stay_apart_where_weights_are_split():
+@pytest.mark.parametrize('layer, shape', [
+    (layers.Dense(16), (8, 3, 64)), (layers.Conv2d(16), (8, 4, 4, 64)),
+], ids=['dense', 'conv'])
+def test_examples_stay_apart_where_weights_are_split(layer, shape):
   mesh = sharding.make_mesh({'data': 1, 'fsdp': 8})
-  layer = layers.Dense(16)
-  x = jax.ShapeDtypeStruct((8, 3, 64), jnp.float32)
+  x = jax.ShapeDtypeStruct(shape, jnp.float32)
   params = nn.unbox(jax.eval_shape(layer.init, jax.random.key(0), x))
-  params = jax.tree.map(
-      lambda p: on(mesh, p.shape, *['fsdp', None][:p.ndim]), params
-  )
+  # By their inputs, which the last but one axis counts.
+  params = jax.tree.map(lambda p: on(mesh, p.shape, *(
+      [None] * (p.ndim - 2) + ['fsdp', None] if p.ndim > 1 else ['fsdp']
+  )), params)
   # As from a table that is split by features, like all weights.
-  x = on(mesh, x.shape, None, None, 'fsdp')
+  x = on(mesh, shape, *[None] * (len(shape) - 1), 'fsdp')
 
   def apply(params, x):
     return layer.apply(params, x)
 
   def rows(fn):
     out = jax.jit(fn).lower(params, x).compile().output_shardings
-    return out.shard_shape((8, 3, 16))[0]
+    return out.shard_shape((*shape[:-1], 16))[0]
 
   assert rows(lambda *args: apply(*args)) == 8
   with sharding.kernels_on(mesh):
     assert rows(lambda *args: apply(*args)) == 1
+    assert 'sharding_constraint' in str(
+        jax.make_jaxpr(lambda *args: apply(*args))(params, x)
+    )
   # With whole weights nothing is asked for.
   whole = sharding.make_mesh({'data': 8})
   with sharding.kernels_on(whole):
-    assert 'sharding' not in str(jax.make_jaxpr(apply)(params, x))
+    assert 'sharding_constraint' not in str(jax.make_jaxpr(apply)(params, x))
 
 
 TEXT = '''HloModule m, is_scheduled=true, num_partitions=8
@@ -389,12 +395,30 @@ def test_errors_have_a_code_of_their_own(toy, capsys):
   assert 'needs 3 devices' in capsys.readouterr().err
 
 
+def test_a_compiler_that_fails(toy, monkeypatch, capsys):
+  def fail(lowered):
+    raise RuntimeError('the compiler wrote nothing')
+
+  monkeypatch.setattr(fit, '_finish', fail)
+  assert tool.run(toy, 'cpu:8') == 2
+  assert 'wrote nothing' in capsys.readouterr().err
+
+
 def test_search(toy, capsys):
   assert tool.run(toy, 'cpu:2', search='run', hbm_gb=1.0) == 0
   text = capsys.readouterr().out
   assert 'mesh data:1,fsdp:2 rules fsdp micro_batches 1: fits' in text
   assert 'best: mesh data:2 rules dp micro_batches 1' in text
   assert tool.run(toy, 'cpu:2', search='run', hbm_gb=1e-9) == 1
+  # Rules of the stage itself do not stand before those that are tried.
+  toy['stages']['run']['rules'] = 'fsdp'
+  tried = []
+  target = plan.make_target('cpu:2')
+  fit.search(toy, target, 'run', tried.append, lambda p: {
+      'fits': True, 'total_bytes': fit.chip_bytes(dict(p.held)), 'calls': 1,
+  })
+  assert [t['rules'] for t in tried] == ['dp', 'fsdp']
+  assert tried[0]['total_bytes'] > tried[1]['total_bytes']
   assert 'nothing fits' in capsys.readouterr().out
 
 

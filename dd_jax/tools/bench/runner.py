@@ -281,23 +281,25 @@ def summary(
 def ratios(summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """Best of torch over best of ours, and shares of one row in another.
 
+  Of several meshes each is compared with itself.
+
   Under load they say how each side's threads wait for each other, not how fast
   they are: `accepted` is False where either has no round that counts.
   """
-  best: dict[tuple[str, int, str], Mapping[str, Any]] = {}
+  best: dict[tuple[str, int, str, str], Mapping[str, Any]] = {}
   for s in sorted(summaries, key=lambda s: -s['p50']):
-    best[s['row'], s['batch'], s['framework']] = s
+    best[s['row'], s['batch'], s['framework'], s.get('mesh', '')] = s
   found = []
-  for (row, batch, framework), s in best.items():
+  for (row, batch, framework, mesh), s in best.items():
+    whole = workloads.SHARES.get(row)
     compared = {
-        f'share of {workloads.SHARES.get(row)}':
-            (s, best.get((workloads.SHARES.get(row), batch, framework))),
+        f'share of {whole}': (s, best.get((whole, batch, framework, mesh))),
     }
     if framework == 'jax':
-      compared['torch / jax'] = best.get((row, batch, 'torch')), s
+      compared['torch / jax'] = best.get((row, batch, 'torch', mesh)), s
     found += [
         {
-            'row': row, 'batch': batch, 'is': name,
+            'row': row, 'batch': batch, 'mesh': mesh, 'is': name,
             'ratio': a['p50'] / b['p50'], 'of': [a['variant'], b['variant']],
             'accepted': bool(a['accepted'] and b['accepted']),
         }
@@ -325,10 +327,10 @@ def show(
   if settings.meshes:
     console.table(
         'The same work on meshes; bytes of one device',
-        ('row', 'batch', 'mesh', 'devices', 'step s', 'tokens/s',
+        ('row', 'batch', 'side', 'devices', 'step s', 'tokens/s',
          'arguments MB', 'temporaries MB'),
         [
-            (s['row'], s['batch'], s['mesh'], devices(s['mesh']), s['p50'],
+            (s['row'], s['batch'], _side(s), devices(s['mesh']), s['p50'],
              s['tokens_per_second'] or '-', s['arguments'] / 1e6,
              s['temporaries'] / 1e6)
             for s in summaries
