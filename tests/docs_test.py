@@ -271,3 +271,32 @@ def test_keys_of_the_page_are_those_that_are_written():
   written |= {f'time/{part}_seconds' for part in metrics.Clock.PARTS}
   written |= {f'memory/{k}_peak_gib' for k in ('host', 'device')}
   assert table == written
+
+
+def test_plans_are_of_the_configs_as_they_are():
+  page = page_of('tpu_plans')
+  titles = re.findall(
+      r'^## (dd_var|dd_llamagen|dmd2_edm)_(\S+) on (\S+) \((\d+) chips.*?\), '
+      r'mesh (\S+), rules (.+)$', page, re.M,
+  )
+  slices = collections.defaultdict(set)
+  for file, name, slice_, chips, mesh, rules in titles:
+    config = runpy.run_path(
+        str(ROOT / f'configs/{file}.py')
+    )['get_config'](name).to_dict()
+    parsed = stages.parse(config)
+    own = [
+        f'{s.name} {s.rules}' for s in parsed if s.rules != config['rules']
+    ]
+    assert rules == config['rules'] + (f' ({", ".join(own)})' if own else '')
+    axis = 'fsdp' if config['mesh']['fsdp'] == -1 else 'data'
+    assert mesh == f'{axis}:{chips}'
+    slices[f'{file}_{name}'].add(slice_.partition(':')[0])
+  for name in ('dd_var_d16', 'dd_var_d20', 'dd_var_d24', 'dd_var_d30',
+               'dd_llamagen_b', 'dd_llamagen_l', 'dd_llamagen_t2i_xl'):
+    assert slices[name] == {'v5e', 'v5p', 'v6e'}
+  assert slices['dmd2_edm_imagenet64'] == {'v5e', 'v5p'}
+  assert '256' in {chips for *_, chips, _, _ in titles}
+  rows = re.findall(r'^\| (\w+: .+) \|$', page, re.M)
+  assert len(rows) > 5 * len(titles)
+  assert {row.split(' | ')[5] for row in rows} == {'yes'}
