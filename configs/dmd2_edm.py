@@ -12,7 +12,7 @@ Arguments after the colon:
               the same with a UNet of twice the width and one level more; for
               a GPU.
   toy2d       eight Gaussians in the plane, whose score is known exactly.
-  toy2d_gan   the same with a discriminator, which made it worse; the teacher's
+  toy2d_gan   the same with a discriminator, which did not help: the teacher's
               score is exact here.
   tiny        every stage in seconds, for tests; learns nothing.
   imagenet64  EDM's network for ImageNet at 64x64 from its released file:
