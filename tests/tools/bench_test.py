@@ -69,7 +69,8 @@ def test_figures_of_our_side(tmp_path):
       ('transformer', 0), ('ode_50', 0), ('ode_50', 1), ('transformer', 1)
   ]
   for s in records['summary']:
-    assert s['calls'] == s['rounds'] == 2
+    # Of a round that counts, or else of all: load decides.
+    assert s['rounds'] == 2 and s['calls'] == (s['accepted'] or 2)
     assert all(s[name] > 0 for name in FIGURES)
     flops = machine['flops'][s['row']] * s['batch']
     assert s['gflops'] == pytest.approx(flops / s['p50'] / 1e9)
