@@ -118,7 +118,7 @@ def test_three_kills_and_two_signals_leave_no_trace(cache, finished, tmp_path):
         if not record(workdir, stage)['complete']
     ]
   assert len(kept) > 3  # most stops left something to go on from
-  resumed = run_main(cache, CONFIG, f'--workdir={workdir}', '--stage=student')
+  resumed = run_main(cache, CONFIG, f'--workdir={workdir}')
   assert resumed.returncode == 0, resumed.stderr
   # Parameters and, through them, the order of the data.
   for stage in CHAIN:
