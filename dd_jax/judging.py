@@ -153,7 +153,9 @@ def write_report(
           **scores, 'seconds_per_image': seconds,
       })
       bar.update(len(lines), row.name)
-  result = report.make(lines, judge.floor(reference), settings)
+  result = report.make(lines, judge.floor(reference), {
+      **settings, report.RESAMPLED: judge.resampled_fd(reference)
+  })
   folder = context.workdir / 'report'
   if jax.process_index() == 0:
     logs = {

@@ -139,11 +139,31 @@ def compare(judged: Judged, reference: Reference) -> dict[str, float]:
 
 
 def floor(reference: Reference) -> dict[str, float]:
-  """Scores of the held-out split: no sampler should be expected to do better.
+  """Scores of the held-out split; its accuracy is that of the judge.
 
-  Its accuracy is that of the judge.
+  It has fewer images than a row has samples, and Fréchet distances fall with
+  their number: `resampled_fd` says how much of them that is.
   """
   return compare(reference.heldout, reference)
+
+
+def resampled_fd(reference: Reference) -> float:
+  """FD of train images, as many as are held out, to the other train images.
+
+  The mean of ten draws, each of at most half of the train images. The two sides
+  differ by chance alone, so this is what the number of images makes of the FD
+  of the held-out split; it is about proportional to the sum of 1 / number over
+  the two sides.
+  """
+  features = reference.train.features
+  count = min(len(reference.heldout.features), len(features) // 2)
+  rng = np.random.default_rng(0)
+  draws = (rng.permutation(features) for _ in range(10))
+  return float(np.mean([
+      frechet.frechet_distance(
+          frechet.moments(some[:count]), frechet.moments(some[count:])
+      ) for some in draws
+  ]))
 
 
 def is_weak(row: Mapping[str, float], floor: Mapping[str, float]) -> bool:

@@ -20,6 +20,7 @@ from dd_jax.evals import judge
 ROW_FIELDS = ('name', 'steps', 'seed', *judge.SCORES, 'seconds_per_image')
 TEACHER = 'teacher'  # name of the row that the others are compared with
 MIXED = 'mixed_pixels'  # must score worse than real images do
+RESAMPLED = 'fd_resampled'  # of an environment: see `judge.resampled_fd`
 ONE_CALL = 'teacher_1'  # a denoiser without training as a student
 RATIOS = ('student_1', 'student_2', 'onestep_pooled', 'onestep_class')
 
@@ -189,6 +190,9 @@ def markdown(report: Report, pictures: Iterable[str] = ()) -> str:
       'FD is the Fréchet distance of the judge\'s features, lower is better; '
       'the row held-out is what real images score, mixed_pixels what pixels '
       'score that were drawn one by one from real images of the class. '
+      'FD falls with the number of images, and fewer are held out than a row '
+      f'has samples: {RESAMPLED} below is what as many train images score '
+      'against the others. '
       'Speed-up and FD/teacher compare with the teacher of the same seed.',
       f'## FD over the teacher\'s, {_count(len(seeds), "seed")}',
       _markdown_table(

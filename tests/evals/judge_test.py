@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of the judging protocol on sets whose scores are known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -56,6 +58,21 @@ def test_fresh_images_score_like_the_floor(reference):
   assert scores['nn_distance'] == pytest.approx(floor['nn_distance'], rel=0.1)
   assert not judge.is_weak(scores, floor)
   assert judge.is_fit(floor)
+
+
+def test_the_number_of_images_alone_makes_a_distance(reference):
+  other = lambda n: frechet.frechet_distance(*(  # noqa: E731
+      frechet.moments(features(draw(m, seed)[0]))
+      for seed, m in ((8, n), (9, 1500 - n))
+  ))
+  assert judge.resampled_fd(reference) == pytest.approx(other(400), rel=0.5)
+  few = dataclasses.replace(reference, heldout=judge.look(
+      *draw(100, 1), features, logits
+  ))
+  assert judge.resampled_fd(few) > 2 * judge.resampled_fd(reference)
+  # More held out than there are train images.
+  turned = judge.Reference(reference.heldout, reference.train)
+  assert judge.resampled_fd(turned) > judge.resampled_fd(reference)
 
 
 def test_values_are_those_of_their_definitions(reference):
