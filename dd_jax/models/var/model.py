@@ -33,7 +33,8 @@ class Config:
     depth: number of blocks.
     width: size of the residual stream.
     heads: attention heads; must divide `width`.
-    patch_nums: side of the token grid of each scale, coarsest first.
+    patch_nums: side of the token grid of each scale, coarsest first; a side
+      may come again.
     vocab_size: number of codes.
     code_dim: size of a code vector.
     shared_aln: one modulation layer for all blocks, plus an offset per block.
@@ -81,8 +82,10 @@ class Config:
           f'width={self.width} is not a multiple of heads={self.heads}'
       )
     sizes = self.patch_nums
-    if sizes[:1] != (1,) or list(sizes) != sorted(set(sizes)):
-      raise ValueError(f'patch_nums={sizes} must start with 1 and increase')
+    if sizes[:1] != (1,) or list(sizes) != sorted(sizes):
+      raise ValueError(
+          f'patch_nums={sizes} must start with 1 and not decrease'
+      )
     if not 0 <= self.drop_path < 1:
       raise ValueError(f'drop_path={self.drop_path} must be in [0, 1)')
     attention_lib.check(self.attention, self.dtype, self.width // self.heads)

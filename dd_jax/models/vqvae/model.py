@@ -43,7 +43,8 @@ class Config:
       the two middle blocks.
     z_channels: size of a code.
     vocab_size: number of codes, shared by all scales.
-    patch_nums: side of the token map of every scale, ending with the latent's.
+    patch_nums: side of the token map of every scale, ending with the latent's;
+      a side that comes again quantizes what the first time left.
     phi_count: convolutions shared by the scales.
     phi_ratio: share of the convolution in phi(h) = (1-r) h + r conv(h).
     beta: weight of the encoder's term in the commitment loss.
@@ -74,8 +75,8 @@ class Config:
     )
     if min(counts) < 1 or not self.ch_mult or not self.patch_nums:
       raise ValueError(f'sizes and counts must be at least 1: {self}')
-    if any(a >= b for a, b in itertools.pairwise(self.patch_nums)):
-      raise ValueError(f'patch_nums must increase: {self.patch_nums}')
+    if any(a > b for a, b in itertools.pairwise(self.patch_nums)):
+      raise ValueError(f'patch_nums must not decrease: {self.patch_nums}')
     stride = 2 ** (len(self.ch_mult) - 1)
     if self.patch_nums[-1] * stride != self.image_size:
       raise ValueError(
