@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging as std_logging
 import os
 import socket
@@ -49,6 +50,9 @@ _EXIT_LOST = 75  # EX_TEMPFAIL: the same command may well go on
 # one that is done does not wait any longer for the others to be done.
 _TIMEOUTS = {'heartbeat_timeout_seconds': 30, 'shutdown_timeout_seconds': 60}
 
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
 
 def connect() -> None:
   """Joins the other hosts, or starts a cluster of one.
@@ -69,6 +73,19 @@ def connect() -> None:
     s.bind(('localhost', 0))
     port = s.getsockname()[1]
   jax.distributed.initialize(f'localhost:{port}', 1, 0, **_TIMEOUTS)
+
+
+def _keep_freed_memory() -> None:
+  """Has glibc keep the memory of freed arrays.
+
+  Every step on a CPU frees large arrays and needs them again. To give them back
+  to the system and to fault their pages in anew took a quarter of the time.
+  """
+  if sys.platform == 'linux' and jax.default_backend() == 'cpu':
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+    if mallopt is not None:  # other C libraries have none
+      mallopt(_M_MMAP_MAX, 0)
+      mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _leave(status: int) -> NoReturn:
@@ -95,6 +112,7 @@ def main(argv: list[str]) -> None:
   except RuntimeError as e:
     console.fail(f'the other processes cannot be reached: {e}')
     _leave(_EXIT_LOST)
+  _keep_freed_memory()
   try:
     config = _CONFIG.value.to_dict()
     workdir = epath.Path(_WORKDIR.value or f'runs/{config["name"]}')

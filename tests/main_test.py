@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -248,3 +250,32 @@ def test_a_full_disk_leaves_the_saves_before_it(cache, finished, tmp_path):
   assert resumed.returncode == 0, resumed.stderr
   assert record(workdir, 'student')['hash'] == record(
       finished, 'student')['hash']
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != 'glibc', reason='of glibc alone'
+)
+def test_freed_memory_is_kept():
+  code = '''
+import resource
+import numpy as np
+from dd_jax import main
+
+def faults():
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  for _ in range(20):
+    np.ones(1 << 21)  # 16 MiB, freed at once
+  return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+given_back = faults()
+main._keep_freed_memory()
+np.ones(1 << 21)
+print(given_back, faults())
+'''
+  result = subprocess.run(
+      [sys.executable, '-c', code], capture_output=True, text=True, check=True,
+      # With large pages there would be few faults to count.
+      env=environment_of('.') | {'NUMPY_MADVISE_HUGEPAGE': '0'},
+  )
+  given_back, kept = map(int, result.stdout.split())
+  assert kept < given_back / 10
