@@ -37,10 +37,11 @@ SIZES = {
     ),
     'digits': dict(
         source=dict(source='digits'), image_size=8, ch=16, ch_mult=(1, 2),
-        z_channels=32, code_dim=8, vocab_size=16, latent_size=4, width=64,
-        heads=4, depth=3, t_set=(0, 5), split=5, involved=(2, 8), skips=(4, 8),
-        pairs=16384, shard=2048, batch=64, student_batch=32, samples=5000,
-        steps=dict(judge=600, tokenizer=600, teacher=1000, student=6000),
+        z_channels=32, code_dim=8, vocab_size=16, latent_size=4, width=128,
+        heads=4, depth=4, dropout=0.1, lr=1e-3, cfg=1.5, t_set=(0, 5), split=5,
+        involved=(2, 8), skips=(4, 8), pairs=32768, shard=2048, batch=64,
+        student_batch=64, perceptual_batch=8, samples=5000,
+        steps=dict(judge=600, tokenizer=600, teacher=800, student=6000),
     ),
     'mnist5k': dict(
         source=dict(source='mnist5k', size=16), image_size=16, ch=16,
@@ -244,6 +245,10 @@ def get_config(arg: str = 'digits') -> ConfigDict:
         f'{[*embedded, *released]}'
     )
   size = SIZES[name.removeprefix('t2i_')]
+  size = dict(
+      dropout=0.3, lr=2e-3, cfg=2.5,
+      perceptual_batch=size['student_batch'] // 4,
+  ) | size
   captions = name.startswith('t2i_')
   config = _base(name)
 
@@ -304,10 +309,10 @@ def get_config(arg: str = 'digits') -> ConfigDict:
           method=dict(name='llamagen', condition_dropout=0.1),
           roles=dict(teacher=dict(
               model=dict(
-                  name='llamagen', token_dropout=0.1, dropout=0.3,
+                  name='llamagen', token_dropout=0.1, dropout=size['dropout'],
                   **transformer,
               ),
-              optimizer=dict(lr=2e-3, weight_decay=0.05, clip=2.0),
+              optimizer=dict(lr=size['lr'], weight_decay=0.05, clip=2.0),
               ema=0.99,
           )),
           frozen=dict(vae='stage:tokenizer'),
@@ -320,7 +325,7 @@ def get_config(arg: str = 'digits') -> ConfigDict:
           teacher='stage:teacher', vae='stage:tokenizer',
           pairs=size['pairs'], shard_size=size['shard'],
           batch_size=256 if size['pairs'] > 256 else size['shard'],
-          cfg=2.5, top_k=0, top_p=0.9,
+          cfg=size['cfg'], top_k=0, top_p=0.9,
           solver='deis', solver_steps=50, **of_captions,
       ),
       student=dict(
@@ -328,12 +333,12 @@ def get_config(arg: str = 'digits') -> ConfigDict:
           method=dict(
               name='distilled_decoding', t_set=size['t_set'],
               split=size['split'], loss_norm='l2', perceptual=1.0,
-              embedding=0.1, perceptual_batch=size['student_batch'] // 4,
+              embedding=0.1, perceptual_batch=size['perceptual_batch'],
           ),
           roles=dict(student=dict(
               model=dict(name='dd_llamagen', **transformer),
               init='stage:teacher',
-              optimizer=dict(lr=2e-3, weight_decay=0.01, clip=2.0),
+              optimizer=dict(lr=size['lr'], weight_decay=0.01, clip=2.0),
               ema=0.999,
           )),
           frozen=dict(vae='stage:tokenizer'),
