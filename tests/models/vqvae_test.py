@@ -46,9 +46,10 @@ def weights(built):
 
 
 @functools.cache
-def small(patch_nums=(1, 2, 4)):
+def small(*patch_nums):
   """A small model, its parameters, and what all of its functions return."""
-  built = model.build(SMALL | {'patch_nums': patch_nums})
+  sizes = {'patch_nums': patch_nums} if patch_nums else {}
+  built = model.build(SMALL | sizes)
   params, fns = weights(built), built.fns
   rng = np.random.default_rng(1)
   image = jnp.asarray(rng.uniform(-1, 1, size=(8, 8, 8, 1)), jnp.float32)
@@ -255,9 +256,9 @@ def test_counts():
     np.testing.assert_array_equal(counts, np.bincount(used, minlength=16))
 
 
-@pytest.mark.parametrize('patch_nums', [(1, 2, 4), (1, 1, 2, 2, 4)])
+@pytest.mark.parametrize('patch_nums', [(), (1, 1, 2, 2, 4)])
 def test_advance_adds_up_for_any_codes(patch_nums):
-  *_, other = small(patch_nums)
+  *_, other = small(*patch_nums)
   sums, maps = (other['anything']['advance'][k] for k in ('sums', 'maps'))
   np.testing.assert_allclose(
       other['anything']['accumulate'], sums[-1], atol=1e-5
@@ -298,9 +299,9 @@ def test_one_scale_has_no_transformer_input():
   assert maps.shape == (2, 0, 4)
 
 
-@pytest.mark.parametrize('patch_nums', [(1, 2, 4), (1, 1, 2, 2, 4)])
+@pytest.mark.parametrize('patch_nums', [(), (1, 1, 2, 2, 4)])
 def test_each_scale_quantizes_what_those_before_left(patch_nums):
-  built, params, _, out, other = small(patch_nums)
+  built, params, _, out, other = small(*patch_nums)
   codebook = np.asarray(params['embedding'])
   residual = out['latent']
   for size, total, (start, stop) in zip(
