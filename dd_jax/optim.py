@@ -12,13 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 CLOCKS = ('step', 'updates')
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """AdamW with a schedule that reads a named clock.
+  """AdamW or Muon, with a schedule that reads a named clock.
 
   Attributes:
     lr: peak learning rate.
@@ -32,6 +33,8 @@ class OptimizerConfig:
     clock: 'step' reads the run's step, 'updates' the role's own count.
     moment_dtype: dtype of the first moment.
     trainable: regex searched in '/'-joined parameter paths; others stay fixed.
+    muon: regex searched in the paths of kernels; the momentum of those found
+      is orthogonalized (all others stay with Adam), '' for none.
   """
 
   lr: float = 1e-3
@@ -45,6 +48,7 @@ class OptimizerConfig:
   clock: str = 'updates'
   moment_dtype: str = 'float32'
   trainable: str = '.*'
+  muon: str = ''
 
   def __post_init__(self) -> None:
     if self.clock not in CLOCKS:
@@ -107,10 +111,39 @@ def _by_path(value: Callable[[str], Any]) -> Callable[[Any], Any]:
   )
 
 
+def _precondition(config: OptimizerConfig) -> optax.GradientTransformation:
+  """Gradients to steps of rate 1."""
+  if not config.muon:
+    return optax.scale_by_adam(
+        config.b1, config.b2, mu_dtype=config.moment_dtype
+    )
+  # All axes but the last two, blocks for instance, are of matrices beside one
+  # another.
+  matrix = optax.contrib.MuonDimensionNumbers(-2, -1)
+  return optax.chain(
+      optax.contrib.muon(
+          learning_rate=1.0, weight_decay=0.0, adam_weight_decay=0.0,
+          adam_b1=config.b1, adam_b2=config.b2, mu_dtype=config.moment_dtype,
+          muon_weight_dimension_numbers=_by_path(
+              lambda p: matrix if _is_kernel(p) and re.search(config.muon, p)
+              else None
+          ),
+          # The usual size of Adam's steps (arXiv 2502.16982, section 2.2), so
+          # that one learning rate suits both.
+          consistent_rms=0.2,
+      ),
+      optax.scale(-1.0),
+  )
+
+
+def _is_kernel(path: str) -> bool:
+  return 'kernel' in path.split('/')[-1]
+
+
 def make_optimizer(
     config: OptimizerConfig, total: int
 ) -> optax.GradientTransformationExtraArgs:
-  """AdamW of one role; `update` takes `clocks={'step', 'updates'}`.
+  """AdamW, or Muon, of one role; `update` takes `clocks={'step', 'updates'}`.
 
   Args:
     config: rates and masks.
@@ -119,11 +152,9 @@ def make_optimizer(
   tx = optax.chain(
       optax.clip_by_global_norm(config.clip) if config.clip
       else optax.identity(),
-      optax.scale_by_adam(
-          config.b1, config.b2, mu_dtype=config.moment_dtype
-      ),
+      _precondition(config),
       optax.add_decayed_weights(
-          config.weight_decay, _by_path(lambda p: 'kernel' in p.split('/')[-1])
+          config.weight_decay, _by_path(_is_kernel)
       ),
       scale_by_clock(make_schedule(config, total), config.clock),
   )

@@ -155,6 +155,11 @@ def shard_params(axes: Axes, shapes: Params, mesh: Mesh, rules: Rules) -> Any:
   )
 
 
+def _masked(x: Any) -> bool:
+  """Whether an optimizer keeps nothing here: the parameter is another's."""
+  return isinstance(x, optax.MaskedNode)
+
+
 def shard_state(
     method: Method, abstract: TrainState, mesh: Mesh, rules: Rules
 ) -> TrainState:
@@ -172,8 +177,9 @@ def shard_state(
   params = {n: of(n) for n in abstract.params}
   opt = {
       n: optax.tree_utils.tree_map_params(
-          method.roles[n].tx, lambda _, s: s, abstract.opt[n], params[n],
-          transform_non_params=lambda _: whole,
+          method.roles[n].tx, lambda x, s: x if _masked(x) else s,
+          abstract.opt[n], params[n],
+          transform_non_params=lambda _: whole, is_leaf=_masked,
       )
       for n in abstract.opt
   }

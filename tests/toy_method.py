@@ -125,9 +125,9 @@ def register(monkeypatch):
 
 
 def make_config(teacher, *, steps=12, save_every=100, micro_batches=1,
-                rules='dp', mesh=None, bad=-1):
+                rules='dp', mesh=None, bad=-1, **optimizer):
   """A run of one stage, with values as they come from a config file."""
-  optimizer = dict(lr=1e-2, weight_decay=0.1, warmup=0.0)
+  optimizer = dict(lr=1e-2, weight_decay=0.1, warmup=0.0) | optimizer
   role = dict(model=dict(name='mlp'), optimizer=optimizer)
   return dict(
       name='toy', seed=0, mesh=mesh or dict(data=-1), rules=rules,

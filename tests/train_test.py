@@ -188,6 +188,63 @@ def test_untrainable_parameters_stay_fixed():
   assert float(jnp.abs(update['down']['kernel']).max()) == 0
 
 
+def test_muon_makes_the_steps_of_kernels_orthogonal():
+  shapes = {
+      'layers': {'fc': {'kernel': (3, 8, 16), 'bias': (3, 16)}},
+      'out': {'kernel': (8, 8)},
+  }
+  gradient = jax.tree.map(
+      lambda s: jax.random.normal(jax.random.key(s[-1]), s), shapes,
+      is_leaf=lambda s: isinstance(s, tuple),
+  )
+
+  def step(gradient, **kwargs):
+    config = optim.OptimizerConfig(
+        lr=1.0, weight_decay=0.0, clip=0.0, warmup=0.0, **kwargs
+    )
+    tx = optim.make_optimizer(config, total=10)
+    clocks = {'step': jnp.int32(0), 'updates': jnp.int32(0)}
+    return tx.update(gradient, tx.init(gradient), gradient, clocks=clocks)[0]
+
+  found, adam = step(gradient, muon='^layers/'), step(gradient)
+  kernel = found['layers']['fc']['kernel']
+  sizes = jnp.linalg.svd(kernel, compute_uv=False) / (0.2 * 16 ** 0.5)
+  assert sizes.min() > 0.5 and sizes.max() < 1.3
+  # Downhill, as close to the gradient as such a matrix can be.
+  for block, g in zip(
+      kernel, gradient['layers']['fc']['kernel'], strict=True
+  ):
+    u, _, v = jnp.linalg.svd(g, full_matrices=False)
+    assert -(block * (u @ v)).sum() > 0.95 * jnp.linalg.norm(block) * 8 ** 0.5
+  # Blocks do not know of each other.
+  alone = step(
+      {'layers': {'kernel': gradient['layers']['fc']['kernel'][1]}},
+      muon='^layers/',
+  )
+  np.testing.assert_allclose(alone['layers']['kernel'], kernel[1], atol=1e-6)
+  # What is no kernel, or not named, moves as without Muon, by signs at first.
+  for a, b in (
+      (found['out']['kernel'], adam['out']['kernel']),
+      (found['layers']['fc']['bias'], adam['layers']['fc']['bias']),
+  ):
+    np.testing.assert_array_equal(jnp.sign(a), jnp.sign(b))
+    np.testing.assert_allclose(a / a.ravel()[0], b / b.ravel()[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'fields', [{'muon': '^up/'}, {'trainable': '^up/'}], ids=str
+)
+def test_parameters_of_two_optimizers_are_sharded_too(teacher, fields):
+  one = make_parts(teacher, mesh=dict(data=8), **fields)
+  many = make_parts(
+      teacher, rules='fsdp_tp', mesh=dict(data=2, fsdp=2, tensor=2), **fields
+  )
+  moment = jax.tree.leaves(many[2].opt['critic'])
+  assert any(not m.sharding.is_fully_replicated for m in moment)
+  a, b = run_steps(one, 0, 6)[-1], run_steps(many, 0, 6)[-1]
+  assert_trees_close(a.params, b.params, rtol=2e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize('unroll', [True, False])
 def test_micro_batches_match_the_full_batch(teacher, unroll):
   whole = run_steps(make_parts(teacher), 0, 6)[-1]
