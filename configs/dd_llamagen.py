@@ -38,10 +38,10 @@ SIZES = {
     'digits': dict(
         source=dict(source='digits'), image_size=8, ch=16, ch_mult=(1, 2),
         z_channels=32, code_dim=8, vocab_size=16, latent_size=4, width=128,
-        heads=4, depth=4, dropout=0.1, lr=1e-3, cfg=1.5, t_set=(0, 5), split=5,
-        involved=(2, 8), skips=(4, 8), pairs=32768, shard=2048, batch=64,
-        student_batch=64, perceptual_batch=8, samples=5000,
-        steps=dict(judge=600, tokenizer=600, teacher=800, student=6000),
+        heads=4, depth=4, dropout=0.1, lr=1e-3, cfg=1.25, t_set=(0, 5), split=5,
+        involved=(2, 8), skips=(4, 8), pairs=65536, shard=2048, batch=64,
+        student_batch=32, samples=5000,
+        steps=dict(judge=600, tokenizer=600, teacher=1200, student=24000),
     ),
     'mnist5k': dict(
         source=dict(source='mnist5k', size=16), image_size=16, ch=16,
@@ -338,7 +338,11 @@ def get_config(arg: str = 'digits') -> ConfigDict:
           roles=dict(student=dict(
               model=dict(name='dd_llamagen', **transformer),
               init='stage:teacher',
-              optimizer=dict(lr=size['lr'], weight_decay=0.01, clip=2.0),
+              optimizer=dict(
+                  lr=4e-3, weight_decay=0.01, clip=2.0,
+                  # On the same pairs less than half as many steps.
+                  muon='^layers/',
+              ),
               ema=0.999,
           )),
           frozen=dict(vae='stage:tokenizer'),

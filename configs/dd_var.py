@@ -71,9 +71,9 @@ SIZES |= {
     # there is a second token of the whole image leaves less to chance.
     'digits_long': dict(
         SIZES['digits'], patch_nums=(1, 1, 2, 3, 4), width=128, depth=4,
-        t_set=(0, 3), split=3, involved=(2, 4), pairs=32768, lr=1e-3,
-        student_batch=64, perceptual_batch=8,
-        steps=dict(judge=600, tokenizer=600, teacher=1200, student=6000),
+        vocab_size=256, t_set=(0, 3), split=3, involved=(2, 4), pairs=65536,
+        lr=1e-3, student_optimizer=dict(lr=4e-3, muon='^layers/(attn|fc)'),
+        steps=dict(judge=600, tokenizer=600, teacher=1800, student=10000),
     ),
     'own_16': dict(SIZES['mnist5k'], source=None),
     'own_32': dict(SIZES['mnist5k_32'], source=None),
@@ -360,7 +360,12 @@ def get_config(arg: str = 'digits') -> ConfigDict:
           roles=dict(student=dict(
               model=dict(name='dd_var', **transformer),
               init='stage:teacher',
-              optimizer=dict(lr=size['lr'], weight_decay=0.01, clip=2.0),
+              optimizer=dict(
+                  weight_decay=0.01, clip=2.0,
+                  **size.get(
+                      'student_optimizer', dict(lr=size['lr'], muon='')
+                  ),
+              ),
               ema=0.999,
           )),
           frozen=dict(vae='stage:tokenizer'),

@@ -33,8 +33,8 @@ class OptimizerConfig:
     clock: 'step' reads the run's step, 'updates' the role's own count.
     moment_dtype: dtype of the first moment.
     trainable: regex searched in '/'-joined parameter paths; others stay fixed.
-    muon: regex searched in the paths of kernels; the momentum of those found
-      is orthogonalized (all others stay with Adam), '' for none.
+    muon: regex searched in the paths of kernels; those found move by their
+      orthogonalized momentum, all else by Adam with Nesterov's; '' for none.
   """
 
   lr: float = 1e-3
