@@ -340,7 +340,8 @@ def get_config(arg: str = 'digits') -> ConfigDict:
               init='stage:teacher',
               optimizer=dict(
                   lr=4e-3, weight_decay=0.01, clip=2.0,
-                  # On the same pairs less than half as many steps.
+                  # On the digits its cross-entropy is 1.13 when AdamW's is
+                  # 1.26, which has made half as many steps more by then.
                   muon='^layers/',
               ),
               ema=0.999,

@@ -120,14 +120,24 @@ def _precondition(config: OptimizerConfig) -> optax.GradientTransformation:
   # All axes but the last two, blocks for instance, are of matrices beside one
   # another.
   matrix = optax.contrib.MuonDimensionNumbers(-2, -1)
+
+  def matrices(params):
+    found = _by_path(
+        lambda p: matrix if _is_kernel(p) and re.search(config.muon, p)
+        else None
+    )(params)
+    # To find its way in a state, optax asks with an empty tree, too.
+    if jax.tree.leaves(params) and not jax.tree.leaves(found):
+      raise ValueError(
+          f'optimizer.muon={config.muon!r}: found in the path of no kernel'
+      )
+    return found
+
   return optax.chain(
       optax.contrib.muon(
           learning_rate=1.0, weight_decay=0.0, adam_weight_decay=0.0,
           adam_b1=config.b1, adam_b2=config.b2, mu_dtype=config.moment_dtype,
-          muon_weight_dimension_numbers=_by_path(
-              lambda p: matrix if _is_kernel(p) and re.search(config.muon, p)
-              else None
-          ),
+          muon_weight_dimension_numbers=matrices,
           # The usual size of Adam's steps (arXiv 2502.16982, section 2.2), so
           # that one learning rate suits both.
           consistent_rms=0.2,
@@ -148,6 +158,9 @@ def make_optimizer(
   Args:
     config: rates and masks.
     total: ticks of the clock over which the schedule runs.
+
+  Raises:
+    ValueError: by its `init`, where `muon` names no kernel.
   """
   tx = optax.chain(
       optax.clip_by_global_norm(config.clip) if config.clip

@@ -229,6 +229,8 @@ def test_muon_makes_the_steps_of_kernels_orthogonal():
   ):
     np.testing.assert_array_equal(jnp.sign(a), jnp.sign(b))
     np.testing.assert_allclose(a / a.ravel()[0], b / b.ravel()[0], rtol=1e-5)
+  with pytest.raises(ValueError, match=r"muon='bias': .* of no kernel"):
+    step(gradient, muon='bias')
 
 
 @pytest.mark.parametrize(
