@@ -166,9 +166,7 @@ def make_optimizer(
       optax.clip_by_global_norm(config.clip) if config.clip
       else optax.identity(),
       _precondition(config),
-      optax.add_decayed_weights(
-          config.weight_decay, _by_path(_is_kernel)
-      ),
+      optax.add_decayed_weights(config.weight_decay, _by_path(_is_kernel)),
       scale_by_clock(make_schedule(config, total), config.clock),
   )
   if config.trainable == '.*':
