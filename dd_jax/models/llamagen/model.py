@@ -221,14 +221,20 @@ class Attention(nn.Module):
     q, k, v = project('q'), project('k'), project('v')
     q, k = _rotate(q, table_NxPx2), _rotate(k, table_NxPx2)
     if cache is not None:
-      at = (layer, 0, 0 if start is None else start, 0, 0)
+      # Heads stand before slots, as the products of one query read them; the
+      # other way round the whole cache would be turned for each token.
+      at = (layer, 0, 0, 0 if start is None else start, 0)
       cache = cache | {
-          name: jax.lax.dynamic_update_slice(cache[name], new[None], at)
+          name: jax.lax.dynamic_update_slice(
+              cache[name], new.swapaxes(1, 2)[None], at
+          )
           for name, new in (('k', k), ('v', v))
       }
     if start is not None:
       k, v = (
-          jax.lax.dynamic_index_in_dim(cache[name], layer, keepdims=False)
+          jax.lax.dynamic_index_in_dim(
+              cache[name], layer, keepdims=False
+          ).swapaxes(1, 2)
           for name in ('k', 'v')
       )
     y = attention_lib.attend(q, k, v, mask, kind=c.attention)
@@ -324,7 +330,7 @@ class Transformer(nn.Module):
         cache = cache | {'valid': valid_BxT}
     else:
       start = c.slots + position
-      seen_M = jnp.arange(cache['k'].shape[2]) <= start
+      seen_M = jnp.arange(cache['k'].shape[3]) <= start
       mask = seen_M[None, None, None]
       if 'valid' in cache:
         missing = len(seen_M) - c.slots
@@ -548,7 +554,7 @@ def build(config: Mapping[str, Any]) -> Model:
     del params
     # The last token is never an input.
     slots = c.slots + length - 1
-    shape = (c.depth, batch, slots, c.heads, c.width // c.heads)
+    shape = (c.depth, batch, c.heads, slots, c.width // c.heads)
     cache = {name: jnp.zeros(shape, c.dtype) for name in ('k', 'v')}
     if not c.num_classes:
       cache['valid'] = jnp.zeros((batch, c.slots), bool)
