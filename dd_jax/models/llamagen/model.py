@@ -64,7 +64,8 @@ class Config:
       logits are float32.
     remat: what a backward pass recomputes: nothing, blocks except for their
       matrix products, or whole blocks.
-    unroll: blocks one after the other instead of a loop; None does so on CPU.
+    unroll: blocks one after the other instead of a loop; None does so on CPU,
+      but for single tokens.
     attention: what computes it where all slots are there at once; see
       `kernels.attention.attend`.
   """
@@ -440,7 +441,11 @@ def run_blocks(
     # Blocks fold in numbers from 0 to 2 * depth - 1.
     keys = jax.vmap(jax.random.fold_in, (0, None))(key, 2 * c.depth)
     x_BxNxW = dropout(keys, x_BxNxW, c.token_dropout)
-  unroll = platform() == 'cpu' if c.unroll is None else c.unroll
+  unroll = c.unroll
+  if unroll is None:
+    # One token has no gradient, and reads weights faster where they lie than
+    # from the copies that unrolled layers make of them.
+    unroll = platform() == 'cpu' and start is None
   block = Block
   if c.remat != 'none':
     policies = jax.checkpoint_policies
