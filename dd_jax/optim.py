@@ -160,7 +160,8 @@ def make_optimizer(
     total: ticks of the clock over which the schedule runs.
 
   Raises:
-    ValueError: by its `init`, where `muon` names no kernel.
+    ValueError: by its `init`, where `muon` names no kernel or `trainable` no
+      parameter.
   """
   tx = optax.chain(
       optax.clip_by_global_norm(config.clip) if config.clip
@@ -171,9 +172,18 @@ def make_optimizer(
   )
   if config.trainable == '.*':
     return tx
-  label = _by_path(
-      lambda p: 'moves' if re.search(config.trainable, p) else 'stays'
-  )
+
+  def label(params):
+    labels = _by_path(
+        lambda p: 'moves' if re.search(config.trainable, p) else 'stays'
+    )(params)
+    if 'moves' not in jax.tree.leaves(labels):
+      raise ValueError(
+          f'optimizer.trainable={config.trainable!r}: found in the path of no '
+          'parameter'
+      )
+    return labels
+
   return optax.transforms.partition(
       {'moves': tx, 'stays': optax.set_to_zero()}, label
   )

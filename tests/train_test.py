@@ -186,6 +186,9 @@ def test_untrainable_parameters_stay_fixed():
   )
   assert float(jnp.abs(update['up']['kernel']).min()) > 0
   assert float(jnp.abs(update['down']['kernel']).max()) == 0
+  typo = optim.make_optimizer(optim.OptimizerConfig(trainable='^Up/'), total=10)
+  with pytest.raises(ValueError, match=r"trainable='\^Up/': .* no parameter"):
+    typo.init(params)
 
 
 def test_muon_makes_the_steps_of_kernels_orthogonal():
