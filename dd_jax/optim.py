@@ -177,7 +177,8 @@ def make_optimizer(
     labels = _by_path(
         lambda p: 'moves' if re.search(config.trainable, p) else 'stays'
     )(params)
-    if 'moves' not in jax.tree.leaves(labels):
+    # As for Muon, the tree may be an empty one.
+    if jax.tree.leaves(params) and 'moves' not in jax.tree.leaves(labels):
       raise ValueError(
           f'optimizer.trainable={config.trainable!r}: found in the path of no '
           'parameter'
