@@ -22,7 +22,8 @@ class Config:
 
   Attributes:
     t_set: sequence timesteps that it is trained to finish from: steps of the
-      teacher (scales of VAR, tokens of LlamaGen) that are given as data.
+      teacher (scales of VAR, tokens of LlamaGen) that are given as data; each
+      as often as it is named.
     split: step at which the perceptual path changes from the logits head to
       the continuous head.
     ce: weight of the logits head's cross-entropy.
