@@ -443,8 +443,8 @@ def run_blocks(
     x_BxNxW = dropout(keys, x_BxNxW, c.token_dropout)
   unroll = c.unroll
   if unroll is None:
-    # One token has no gradient, and reads weights faster where they lie than
-    # from the copies that unrolled layers make of them.
+    # One token has no gradient: a loop is about as fast, and compiles sooner,
+    # without copies of the weights.
     unroll = platform() == 'cpu' and start is None
   block = Block
   if c.remat != 'none':
