@@ -48,7 +48,9 @@ MODELS = {
 # Method -> role, model of the role, frozen networks, fields; or models by role.
 # What follows the method's name is ours.
 METHODS = {
-    'vqvae': ('tokenizer', 'vae', {}, {'revive_every': 1}),
+    'vqvae': (
+        'tokenizer', 'vae', {}, {'revive_every': 1, 'scale_dropout': 0.5},
+    ),
     'vqvae of llamagen': ('tokenizer', 'vq', {}, {'revive_every': 1}),
     'llamagen': ('teacher', 'gpt', {'vae': 'vq'}, {}),
     'distilled_decoding of llamagen': (

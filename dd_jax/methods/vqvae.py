@@ -28,6 +28,11 @@ class Config:
     revive_below: a code is dead when its frequency is below this fraction of
       the uniform one.
     revive_until: no revival after this step, so that the codes settle.
+    scale_dropout: share of the images, held-out ones too, that are decoded
+      without the scales behind a random one; for tokenizers with scales. The
+      coarse codes then say more of an image, and the fine ones, which VAR
+      draws independently of each other, have less to agree upon. After
+      arXiv 2107.03312, which drops quantizers of sound in this way.
   """
 
   reconstruction: str = 'l2'
@@ -37,6 +42,7 @@ class Config:
   revive_every: int = 20
   revive_below: float = 0.05
   revive_until: int = 1 << 30
+  scale_dropout: float = 0.0
 
 
 class TrainVQVAE(Method):
@@ -48,6 +54,22 @@ class TrainVQVAE(Method):
 
   Config = Config
 
+  def __post_init__(self) -> None:
+    share = self.config.scale_dropout
+    if not 0 <= share <= 1:
+      raise ValueError(f'scale_dropout={share}: expected a share in [0, 1]')
+    if share and self._scales < 2:
+      family = self.roles['tokenizer'].model.family
+      raise ValueError(
+          f'scale_dropout={share}: this {family} has no scales to leave out; '
+          'set it to 0'
+      )
+
+  @property
+  def _scales(self) -> int:
+    config = self.roles['tokenizer'].model.config
+    return len(getattr(config, 'patch_nums', (1,)))
+
   def updates(self, step: int) -> tuple[Update, ...]:
     return (Update('tokenizer', 'tokenizer', self.loss),)
 
@@ -58,7 +80,10 @@ class TrainVQVAE(Method):
   def loss(self, params: Any, inputs: Inputs) -> Output:
     config = self.config
     image = inputs.batch['image']
-    out = self.roles['tokenizer'].model.fns['forward'](params, image)
+    scales = ()
+    if config.scale_dropout:
+      scales = (jax.vmap(self._draw_scales)(inputs.keys),)
+    out = self.roles['tokenizer'].model.fns['forward'](params, image, *scales)
     pixels = losses.pixel_distance(
         out['reconstruction'], image, config.reconstruction
     ).mean()
@@ -76,6 +101,14 @@ class TrainVQVAE(Method):
     )
     latent = out['latent'].reshape(-1, out['latent'].shape[-1])
     return Output(loss, metrics, {'counts': out['counts'], 'latent': latent})
+
+  def _draw_scales(self, key: jax.Array) -> jax.Array:
+    """How many scales one image is decoded from."""
+    drop, cut = jax.random.split(key)
+    dropped = jax.random.bernoulli(drop, self.config.scale_dropout)
+    return jnp.where(
+        dropped, jax.random.randint(cut, (), 1, self._scales), self._scales
+    )
 
   def after(self, state: Any, outputs: Mapping[str, Any]) -> Any:
     """Moves the usage, and dead codes onto latents of this batch.

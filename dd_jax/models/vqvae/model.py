@@ -104,7 +104,8 @@ def build(config: Mapping[str, Any]) -> Model:
   - encode(image_BxHxWxC) -> latent_BxhxhxZ
   - to_indices(image_BxHxWxC) -> indices_BxL
   - latent_to_indices(latent_BxhxhxZ) -> indices_BxL
-  - forward(image_BxHxWxC) -> training outputs, see `VQVAE.forward`
+  - forward(image_BxHxWxC, scales_B=None) -> training outputs, see
+    `VQVAE.forward`
   - codebook() -> codes_VxZ
   - codes(indices_BxL) -> codes_BxLxZ
   - accumulate(codes_BxLxZ) -> f_hat_BxhxhxZ
@@ -195,8 +196,15 @@ class VQVAE(nn.Module):
   def latent_to_indices(self, latent_BxhxhxZ: Array) -> Array:
     return jnp.concatenate(self._quantize(latent_BxhxhxZ)[0], axis=1)
 
-  def forward(self, image_BxHxWxC: Array) -> dict[str, Array]:
+  def forward(
+      self, image_BxHxWxC: Array, scales_B: Array | None = None
+  ) -> dict[str, Array]:
     """What training needs (VAR: models/quant.py, VectorQuantizer2.forward).
+
+    Args:
+      image_BxHxWxC: in [-1, 1].
+      scales_B: int32 in [1, K], how many scales, from the coarsest on, each
+        image is decoded from; None for all.
 
     Returns:
       reconstruction: (B, H, W, C), its gradient passed straight through to the
@@ -215,6 +223,10 @@ class VQVAE(nn.Module):
       for phi in self.phis:
         phi(latent_BxhxhxZ)
     indices, partial_sums = self._quantize(latent_BxhxhxZ)
+    decoded_BxhxhxZ = partial_sums[-1]
+    if scales_B is not None:
+      rows_B = jnp.arange(len(scales_B))
+      decoded_BxhxhxZ = jnp.stack(partial_sums)[scales_B - 1, rows_B]
     commitment = 0.0
     for f_hat_BxhxhxZ in partial_sums:
       to_latent = jax.lax.stop_gradient(f_hat_BxhxhxZ) - latent_BxhxhxZ
@@ -223,7 +235,7 @@ class VQVAE(nn.Module):
       commitment += jnp.square(to_codes).mean()
     return {
         'reconstruction': self.decode(
-            vq.straight_through(latent_BxhxhxZ, partial_sums[-1])
+            vq.straight_through(latent_BxhxhxZ, decoded_BxhxhxZ)
         ),
         'commitment': commitment / len(cfg.patch_nums),
         'indices': jnp.concatenate(indices, axis=1),
