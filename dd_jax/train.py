@@ -131,7 +131,8 @@ def evaluate_losses(
     source: Any, config: TrainConfig, mesh: Mesh, programs: dict[Any, Any],
 ) -> dict[str, float]:
   """Losses of the current updates on the first held-out batches."""
-  updates = method.updates(int(state.step))
+  step = int(state.step)
+  updates = method.updates(step)
   if updates not in programs:
     programs[updates] = make_evaluation(method, updates)
   iterator = pipeline.make_iterator(
@@ -140,7 +141,8 @@ def evaluate_losses(
   )
   history = []
   for _ in range(config.eval_batches):
-    batch = sharding.place_batch(next(iterator), mesh)
+    batch = method.collect(state.params, next(iterator), step)
+    batch = sharding.place_batch(batch, mesh)
     history.append(programs[updates](state, frozen, batch))
   return {f'heldout/{k}': v for k, v in metrics.reduce(history).items()}
 

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import math
 import pathlib
@@ -18,6 +20,7 @@ import toy_method
 from dd_jax import (
     build,
     checkpoint,
+    flops,
     hooks,
     metrics,
     optim,
@@ -26,6 +29,7 @@ from dd_jax import (
     train,
 )
 from dd_jax.data import pipeline
+from dd_jax.method import host_rng
 
 
 @pytest.fixture
@@ -306,6 +310,14 @@ def test_adapter_trains_only_the_correction(teacher, tmp_path):
 
 
 def test_resume_is_bitwise(teacher, tmp_path, monkeypatch):
+
+  def collect(self, params, batch, step):
+    """Rewards from outside, of what the student makes of a batch."""
+    gain = np.asarray(params['student']['up']['kernel']).mean()
+    noise = host_rng(0, step).normal(size=batch['x'].shape)
+    return batch | {'x': (batch['x'] * gain + noise).astype(np.float32)}
+
+  monkeypatch.setattr(toy_method.Toy, 'collect', collect)
   straight = toy_method.make_config(teacher, steps=12, save_every=5)
   stages.run(straight, tmp_path / 'a')
   stop_after(monkeypatch, 8)
@@ -402,6 +414,7 @@ def test_every_second_of_a_run_belongs_to_a_part(teacher, tmp_path):
       sums[part] += values.get(f'time/{part}_seconds', 0.0)
     if 'critic/loss' in values:
       assert 0 < values['memory/host_peak_gib'] < 1000
+      assert 'time/mfu' not in values  # the peak of a CPU is not known
   assert min(sums.values()) > 0, sums
   # The rest is the export.
   whole = records['run']['seconds']
@@ -450,11 +463,117 @@ def test_a_run_goes_on_with_another_mesh(teacher, tmp_path, monkeypatch):
     )
 
 
-def test_profile_window_closes(teacher, tmp_path):
-  config = toy_method.make_config(teacher)
-  config['stages']['run'] |= dict(profile_first=2, profile_steps=2)
-  stages.run(config, tmp_path / 'w')
+@pytest.mark.parametrize(
+    'first, steps, recorded', [(2, 3, [2, 3, 4]), (6, 9, [6, 7]), (2, 0, [])]
+)
+def test_a_profile_holds_the_steps_of_its_window(
+    tmp_path, monkeypatch, first, steps, recorded
+):
+  on, seen = [], []
+  monkeypatch.setattr(jax.profiler, 'start_trace', on.append)
+  monkeypatch.setattr(jax.profiler, 'stop_trace', on.pop)
+  profile = hooks.Profile(tmp_path, first, steps)
+  for step in range(8):
+    profile.before(step)
+    seen += [step] * len(on)
+    profile.after(step + 1, {})
+  profile.close()
+  assert seen == recorded and not on
+
+
+@pytest.mark.parametrize('killed', [False, True])
+def test_a_profile_closes_with_the_run(teacher, tmp_path, monkeypatch, killed):
+  config = toy_method.make_config(teacher, steps=4)
+  config['stages']['run'] |= dict(profile_first=2, profile_steps=9)
+  if killed:
+    stop_after(monkeypatch, 3)
+  with pytest.raises(Killed) if killed else contextlib.nullcontext():
+    stages.run(config, tmp_path / 'w')
   assert list((tmp_path / 'w/run/profile').rglob('*.xplane.pb'))
+
+
+def test_no_more_than_two_steps_are_on_their_way():
+  finished = []
+
+  class Metric:
+
+    def __init__(self, step):
+      self.block_until_ready = lambda: finished.append(step)
+
+  throttle = hooks.Throttle()
+  for step in range(6):
+    throttle.add({'critic/loss': Metric(step)})
+    assert finished == list(range(step - 1))
+
+
+def test_utilisation_counts_the_updates_since_the_last_record(
+    teacher, tmp_path, monkeypatch
+):
+  monkeypatch.setitem(flops.PEAK_FLOPS, 'cpu', 1e6)
+  config = toy_method.make_config(teacher, steps=7)
+  config['stages']['run'] |= dict(log_every=3)
+  stages.run(config, tmp_path / 'w')
+  done = {
+      values['step']: values['time/mfu'] * 8 * 1e6 * sum(
+          values[f'time/{part}_seconds'] for part in metrics.Clock.PARTS
+      ) for values in records_of(tmp_path / 'w') if 'time/mfu' in values
+  }
+  # Of 32 examples: 128 FLOPs forward, twice that backward.
+  update = 3 * 32 * 128
+  # The critic at every step; student and adapter at 0 and 5, too.
+  assert done == pytest.approx({3: 5 * update, 6: 5 * update, 7: update})
+
+
+def test_a_step_sees_what_is_collected_on_the_host(
+    teacher, tmp_path, monkeypatch
+):
+  collected, seen = [], []
+
+  def collect(self, params, batch, step):
+    collected.append(jax.device_get((step, params, batch['index'])))
+    x = host_rng(7, step).normal(size=batch['x'].shape)
+    return batch | {'x': x.astype(np.float32)}
+
+  def watch(self, updates, state, frozen, batch):
+    seen.append(jax.device_get((state.params, batch)))
+    return call(self, updates, state, frozen, batch)
+
+  call = train.Programs.__call__
+  monkeypatch.setattr(toy_method.Toy, 'collect', collect)
+  monkeypatch.setattr(train.Programs, '__call__', watch)
+  stages.run(toy_method.make_config(teacher, steps=4), tmp_path / 'w')
+  assert [step for step, *_ in collected] == [0, 1, 2, 3]
+  for (step, params, index), (before, batch) in zip(
+      collected, seen, strict=True
+  ):
+    # All roles as they are before the step, and the examples of the step.
+    jax.tree.map(np.testing.assert_array_equal, params, before)
+    assert params.keys() == {'student', 'critic', 'adapter'}
+    np.testing.assert_array_equal(index, np.arange(32 * step, 32 * step + 32))
+    np.testing.assert_array_equal(batch['index'], index)
+    np.testing.assert_array_equal(
+        batch['x'], host_rng(7, step).normal(size=(32, 4)).astype(np.float32)
+    )
+  kernels = [params['critic']['up']['kernel'] for _, params, _ in collected]
+  assert all(np.any(a != b) for a, b in itertools.pairwise(kernels))
+  draws = [host_rng(*x).integers(1 << 60) for x in ((7, 0), (7, 1), (8, 0))]
+  assert len(set(draws)) == 3
+
+
+def test_heldout_batches_are_collected_too(teacher, tmp_path, monkeypatch):
+  steps = []
+
+  def collect(self, params, batch, step):
+    steps.append(step)
+    return batch
+
+  monkeypatch.setattr(toy_method.Toy, 'collect', collect)
+  config = toy_method.make_config(teacher, steps=2)
+  config['stages']['run'] |= dict(
+      heldout=dict(source='numbers', count=96), eval_every=2, eval_batches=3
+  )
+  stages.run(config, tmp_path / 'w')
+  assert steps == [0, 0, 0, 0, 1, 2, 2, 2]
 
 
 def test_batch_that_the_mesh_does_not_divide(teacher, tmp_path):

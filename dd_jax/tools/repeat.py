@@ -4,11 +4,13 @@
 
     python -m dd_jax.tools.repeat --config=configs/dd_var.py:digits
 
-Each seed has a workdir of its own and resumes like any run.
+Each seed has a workdir of its own and resumes like any run. Overrides, such as
+--config.stages.student.steps=100, go to each of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import subprocess
 import sys
 
@@ -28,8 +30,8 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 
-def main(argv: list[str]) -> None:
-  """Runs the seeds one after the other; further arguments go to each run."""
+def main(argv: Sequence[str]) -> None:
+  """Runs the seeds one after the other; flags of `dd_jax.main` go to each."""
   name = epath.Path(_CONFIG.value.replace('.py:', '_')).name
   workdir = epath.Path(_WORKDIR.value or f'runs/{name}-seeds')
   reports = []
@@ -43,6 +45,9 @@ def main(argv: list[str]) -> None:
     if code:
       console.fail(f'seed {seed} ended with {code}; the same command goes on')
       sys.exit(code)
+    if not (here / 'report' / 'report.json').exists():
+      console.fail(f'{_CONFIG.value} ends without a report to compare: {here}')
+      sys.exit(1)
     reports.append(report.read(here / 'report'))
   merged = report.merge_seeds(reports)
   report.write(workdir / 'report', merged, {})
@@ -55,4 +60,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  # What is no flag of this program is one of each run.
+  app.run(
+      main, flags_parser=lambda args: flags.FLAGS(args, known_only=True)
+  )
