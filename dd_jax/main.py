@@ -49,6 +49,9 @@ _EXIT_LOST = 75  # EX_TEMPFAIL: the same command may well go on
 # After so many seconds without a sign of life a process counts as dead, and
 # one that is done does not wait any longer for the others to be done.
 _TIMEOUTS = {'heartbeat_timeout_seconds': 30, 'shutdown_timeout_seconds': 60}
+# A process alone has nobody to miss. On a busy machine its own answer to itself
+# has come too late.
+_ALONE = _TIMEOUTS | {'heartbeat_timeout_seconds': 10**8}
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -72,7 +75,7 @@ def connect() -> None:
   with socket.socket() as s:
     s.bind(('localhost', 0))
     port = s.getsockname()[1]
-  jax.distributed.initialize(f'localhost:{port}', 1, 0, **_TIMEOUTS)
+  jax.distributed.initialize(f'localhost:{port}', 1, 0, **_ALONE)
 
 
 def _keep_freed_memory() -> None:

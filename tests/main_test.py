@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from dd_jax import checkpoint
+from dd_jax import checkpoint, main
 from dd_jax.data import sources
 from dd_jax.evals import baselines, judge
 from tests.command import (
@@ -98,36 +98,29 @@ def test_a_second_run_skips_everything(cache, finished):
   assert tree_of(finished) == before
 
 
-def test_three_kills_and_two_signals_leave_no_trace(cache, finished, tmp_path):
-  workdir = copy_of(
-      finished, tmp_path,
-      ('tokenizer', 'teacher', 'trajectories', 'student', 'evaluate'),
-  )
-  rng = np.random.default_rng(1)
-  kept = []
-  for signal in ('KILL', 'TERM', 'KILL', 'TERM', 'KILL'):
-    # A program is a step of training or a batch of pairs, 28 in all.
-    when = str(rng.integers(3, 7))
-    stopped = run_main(
-        cache, CONFIG, f'--workdir={workdir}', kill=(signal, when)
-    )
-    assert stopped.returncode == {'KILL': -9, 'TERM': 143}[signal], (
-        stopped.stderr
-    )
-    kept += [
-        p for glob in ('checkpoints/[0-9]*', 'data/*.array_record')
-        for stage in CHAIN for p in (workdir / stage).glob(glob)
-        if not record(workdir, stage)['complete']
+@pytest.mark.parametrize('stage', CHAIN)
+def test_a_kill_and_a_signal_leave_no_trace(cache, finished, tmp_path, stage):
+  workdir = copy_of(finished, tmp_path, (stage,))
+  args = (CONFIG, f'--workdir={workdir}', f'--stage={stage}')
+  # A program is a step of training, of eight, or one of four shards.
+  kill, term = ('3', '1') if stage == 'trajectories' else ('5', '2')
+  for signal, programs, status in ('KILL', kill, -9), ('TERM', term, 143):
+    stopped = run_main(cache, *args, kill=(signal, programs))
+    assert stopped.returncode == status, stopped.stderr
+    assert not record(workdir, stage)['complete']
+    # Something is there to go on from.
+    assert [
+        *(workdir / stage).glob('checkpoints/[0-9]*'),
+        *(workdir / stage).glob('data/*.array_record'),
     ]
-  assert len(kept) > 3  # most stops left something to go on from
-  resumed = run_main(cache, CONFIG, f'--workdir={workdir}')
+  resumed = run_main(cache, *args)
   assert resumed.returncode == 0, resumed.stderr
   # Parameters and, through them, the order of the data.
-  for stage in CHAIN:
-    assert record(workdir, stage)['hash'] == record(finished, stage)['hash']
-  assert tree_of(workdir / 'trajectories/data') == tree_of(
-      finished / 'trajectories/data'
-  )
+  assert record(workdir, stage)['hash'] == record(finished, stage)['hash']
+  if stage == 'trajectories':
+    assert tree_of(workdir / stage / 'data') == tree_of(
+        finished / stage / 'data'
+    )
 
 
 def test_two_processes_go_on_where_one_was_stopped(cache, finished, tmp_path):
@@ -250,6 +243,17 @@ def test_a_full_disk_leaves_the_saves_before_it(cache, finished, tmp_path):
   assert resumed.returncode == 0, resumed.stderr
   assert record(workdir, 'student')['hash'] == record(
       finished, 'student')['hash']
+
+
+def test_a_process_alone_is_never_missed(monkeypatch):
+  asked = []
+  monkeypatch.setattr(
+      jax.distributed, 'initialize', lambda *args, **kwargs: asked.append(
+          (args[1:], kwargs['heartbeat_timeout_seconds'])
+      )
+  )
+  main.connect()
+  assert asked == [((1, 0), pytest.approx(3e8, rel=0.9))]  # years
 
 
 @pytest.mark.skipif(
