@@ -13,11 +13,15 @@ import runpy
 import shlex
 import subprocess
 import sys
+import types
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from PIL import Image
 import pytest
 
-from dd_jax import build, metrics, stages
+from dd_jax import build, checkpoint, method, metrics, stages
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGE = (ROOT / 'docs/bring_your_data.md').read_text()
@@ -300,3 +304,107 @@ def test_plans_are_of_the_configs_as_they_are():
   rows = re.findall(r'^\| (\w+: .+) \|$', page, re.M)
   assert len(rows) > 5 * len(titles)
   assert {row.split(' | ')[5] for row in rows} == {'yes'}
+
+
+README = (ROOT / 'README.md').read_text()
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+  """A folder with the runs whose exports the README opens, but untrained."""
+  root = tmp_path_factory.mktemp('readme')
+  rng = np.random.default_rng(0)
+  draw = lambda x: rng.normal(size=x.shape).astype(x.dtype) / 10  # noqa: E731
+  for file, arg in set(re.findall(
+      r'runs/(dd_var|dd_llamagen|dmd2_edm)_(\w+)/\w+/export/', README
+  )):
+    config = runpy.run_path(str(ROOT / f'configs/{file}.py'))['get_config'](arg)
+    hashes = {}
+    for stage in stages.parse(config.to_dict()):
+      for role, values in stage.config.get('roles', {}).items():
+        model = build.build_model(values['model'])
+        name = f'{stage.name}/export/{role}-{stage.config["steps"]}'
+        hashes[f'stage:{stage.name}'] = checkpoint.export(
+            root / 'runs' / config.name / name, model,
+            jax.tree.map(draw, model.abstract()), {
+                'method': stage.config['method'],
+                'frozen': {k: hashes[v] for k, v in stage.config.get(
+                    'frozen', {}
+                ).items()},
+            },
+        )
+  return root
+
+
+def opening():
+  """Snippets of the README that open an export of a run."""
+  return [code for code in blocks('python', README) if 'runs/' in code]
+
+
+def test_exports_that_the_readme_names_are_those_of_the_configs(runs):
+  paths = re.findall(r'runs/\S+/export/[\w-]+', README)
+  assert paths
+  for path in paths:
+    assert (runs / path / 'model.json').exists(), path
+
+
+@pytest.mark.parametrize('number', range(len(opening())))
+def test_snippets_of_the_readme_make_images(number, runs, monkeypatch):
+  monkeypatch.chdir(runs)
+  code, names = opening()[number], {}
+  exec(code, names)
+  shape, low, high = re.search(
+      r'images = .*# (\(.*\)) in \[(\S+), (\S+)\]', code
+  ).groups()
+  images = np.asarray(names['images'])
+  assert str(images.shape) == shape
+  assert float(low) <= images.min() < images.max() <= float(high)
+  if "save('grid.png')" in code:
+    assert len(Image.open('grid.png').getcolors(1 << 16)) > 10
+
+
+def test_weights_are_read_where_there_is_no_dd_jax(runs, tmp_path):
+  (code,) = [c for c in blocks('python', README) if '/absolute/path/' in c]
+  name = re.search(r'/absolute/path/to/export/([\w-]+)/params', code)[1]
+  (export,) = runs.glob(f'runs/*/*/export/{name}')
+  refuse = '''
+import sys
+
+class Refuse:
+  def find_spec(name, path=None, target=None):
+    if name.partition('.')[0] == 'dd_jax':
+      raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Refuse)
+try:
+  import dd_jax
+except ModuleNotFoundError:
+  print('no dd_jax')
+'''
+  result = subprocess.run(
+      [sys.executable, '-I', '-c', refuse + code.replace(
+          '/absolute/path/to/export', str(export.parent)
+      )],
+      cwd=tmp_path, env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+      capture_output=True, text=True, check=False, timeout=300,
+  )
+  assert result.returncode == 0, result.stderr
+  kernel = checkpoint.load_params(export)['layers']['attn']['q']['kernel']
+  assert result.stdout.splitlines() == ['no dd_jax', str(kernel.shape)]
+
+
+def test_the_method_of_the_readme_moves_its_student():
+  (code,) = [c for c in blocks('python', README) if 'class MyMethod' in c]
+  names = {'jnp': jnp} | {
+      n: getattr(method, n) for n in ('Method', 'Update', 'Output')
+  }
+  exec(code, names)
+  student = types.SimpleNamespace(
+      model=types.SimpleNamespace(apply=lambda params, x: params * x)
+  )
+  (update,) = names['MyMethod'](None, {'student': student}, {}).updates(0)
+  inputs = types.SimpleNamespace(
+      batch={'x': jnp.array([1.0, 2.0])}, shared={'y': jnp.array([2.0, 2.0])}
+  )
+  assert update.role == 'student'
+  assert update.loss(2.0, inputs).loss == 2.0

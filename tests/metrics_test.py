@@ -5,13 +5,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import types
 
 from etils import epath
 from etils.epath import backend
 import fsspec
 import pytest
 
-from dd_jax import checkpoint, metrics, paths
+from dd_jax import checkpoint, flops, metrics, paths
+from tests.command import ROOT, environment_of
 
 
 def test_clock(monkeypatch):
@@ -104,3 +108,37 @@ def test_addresses_stay_and_paths_become_whole(bucket, tmp_path, monkeypatch):
   bucket.mkdir(parents=True, exist_ok=True)
   with pytest.raises(FileNotFoundError, match='gs://bucket'):
     checkpoint.describe(bucket / 'export')
+
+
+@pytest.mark.parametrize('kind, peak', [
+    ('TPU v4', 275e12), ('TPU v5 lite', 197e12), ('TPU v5', 459e12),
+    ('TPU v5p', 459e12), ('TPU v6 lite', 918e12),
+    ('NVIDIA H100 80GB HBM3', 989e12), ('cpu', None), ('TPU v99', None),
+])
+def test_utilisation_is_the_share_of_the_peak_of_all_devices(kind, peak):
+  devices = [types.SimpleNamespace(device_kind=kind)] * 4
+  # In two seconds, four devices could have done eight times a second's peak.
+  share = flops.utilisation(2 * (peak or 1.0), 2.0, devices)
+  assert share == (peak and 0.25)
+
+
+def test_programs_of_a_run_are_found_by_the_next(tmp_path):
+  environment = environment_of('unused') | {
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'
+  }
+  del environment['JAX_COMPILATION_CACHE_DIR']
+
+  def compiled(name):
+    """What is in the folder after a run with a workdir of its own."""
+    subprocess.run(
+        [sys.executable, '-m', 'dd_jax.main', '--stage=judge',
+         '--config=configs/dd_var.py:tiny', f'--workdir={tmp_path / name}',
+         f'--config.compilation_cache={tmp_path / "cache"}'],
+        cwd=ROOT, env=environment, check=True, timeout=600,
+    )
+    return {p.name: p.stat().st_mtime_ns
+            for p in (tmp_path / 'cache').glob('*-cache')}
+
+  first = compiled('a')
+  assert any('train_step' in name for name in first)
+  assert compiled('b') == first

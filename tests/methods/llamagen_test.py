@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,12 @@ import pytest
 from dd_jax import build
 from dd_jax.method import Inputs, Role
 from dd_jax.methods.llamagen import Config, TrainLlamaGen
+from tests import released_files
 
 B = 4
 VQ = dict(
-    name='llamagen_vq', image_size=8, image_channels=1, ch=8, ch_mult=[1, 2],
-    res_blocks=1, z_channels=4, code_dim=4, vocab_size=16,
+    name='llamagen_vq', image_size=4, image_channels=1, ch=4, ch_mult=[1],
+    res_blocks=1, attention=False, z_channels=4, code_dim=4, vocab_size=16,
 )
 GPT = dict(
     name='llamagen', depth=1, width=16, heads=2, latent_size=4, vocab_size=16,
@@ -35,33 +37,54 @@ def networks(kind):
   model, vae = (
       build.build_model(fields) for fields in (GPT | KINDS[kind], VQ)
   )
-  params = model.init(jax.random.key(0))
-  # At the start all logits are 0.
-  params = params | {'output': {'kernel': 0.1 * jax.random.normal(
-      jax.random.key(2), params['output']['kernel'].shape
-  )}}
-  return model, vae, params, vae.init(jax.random.key(1))
+  # As `init` draws them, all logits are 0.
+  params, vae_params = (
+      released_files.random(m, seed) for seed, m in enumerate((model, vae))
+  )
+  return model, vae, params, vae_params
+
+
+def method(model, vae, dropout=0.0):
+  role = Role(model, None, lambda key, _: model.init(key))
+  return TrainLlamaGen(
+      Config(condition_dropout=dropout), {'teacher': role}, {'vae': vae}
+  )
+
+
+def make_inputs(kind, batch, count=B):
+  _, _, params, vae_params = networks(kind)
+  key = jax.random.key(3)
+  return Inputs(
+      {'teacher': params}, {'vae': vae_params}, None, batch, key,
+      jax.random.split(key, count), {}, {},
+  )
+
+
+def steps(made):
+  """A jitted `inputs -> (what the loss says, inputs with what it shares)`."""
+
+  @jax.jit
+  def run(inputs):
+    inputs = inputs._replace(shared=made.prepare(inputs))
+    return made.loss(inputs.params['teacher'], inputs), inputs
+
+  return run
+
+
+@functools.cache
+def program(kind, dropout):
+  model, vae, *_ = networks(kind)
+  return steps(method(model, vae, dropout))
 
 
 def loss(kind, dropout, batch):
-  model, vae, params, vae_params = networks(kind)
-  role = Role(model, None, lambda key, _: model.init(key))
-  method = TrainLlamaGen(
-      Config(condition_dropout=dropout), {'teacher': role}, {'vae': vae}
-  )
-  key = jax.random.key(3)
-  inputs = Inputs(
-      {'teacher': params}, {'vae': vae_params}, None, batch, key,
-      jax.random.split(key, B), {}, {},
-  )
-  inputs = inputs._replace(shared=method.prepare(inputs))
-  return jax.jit(method.loss)(params, inputs).loss, inputs
+  return program(kind, dropout)(make_inputs(kind, batch))
 
 
 def batches(kind):
   """Two that differ in their conditions alone."""
   rng = np.random.default_rng(0)
-  image = jnp.asarray(rng.uniform(-1, 1, (B, 8, 8, 1)), jnp.float32)
+  image = jnp.asarray(rng.uniform(-1, 1, (B, 4, 4, 1)), jnp.float32)
   for label in (0, 3):
     batch = {'image': image, 'label': jnp.full(B, label, jnp.int32)}
     if kind == 'captions':
@@ -76,15 +99,116 @@ def test_the_loss_is_that_of_the_next_token(kind):
   batch = next(batches(kind))
   got, inputs = loss(kind, 0.0, batch)
   indices = inputs.shared['indices']
-  logits = model.apply(params, inputs.condition, indices[:, :-1])
-  log_p = np.asarray(jax.nn.log_softmax(logits))
+
+  @jax.jit
+  def by_steps(params, condition):
+    """Logits (L, B, V), token by token as a sampler gets them."""
+    cache = model.fns['init_cache'](params, B)
+    first, cache = model.fns['prefill'](
+        params, cache, condition, indices[:, :0]
+    )
+
+    def step(cache, token):
+      logits, cache = model.fns['step'](params, cache, *token)
+      return cache, logits
+
+    given = indices[:, :-1].T
+    _, others = jax.lax.scan(step, cache, (given, jnp.arange(len(given))))
+    return jnp.concatenate([first[None], others])
+
+  logits = np.asarray(by_steps(params, inputs.condition)).swapaxes(0, 1)
+  log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
   hit = np.take_along_axis(log_p, np.asarray(indices)[..., None], axis=2)
-  np.testing.assert_allclose(got, -hit.mean(), rtol=1e-5)
+  np.testing.assert_allclose(got.loss, -hit.mean(), rtol=1e-5)
+  assert got.metrics['cross_entropy'] == got.loss
+  accuracy = np.mean(logits.argmax(axis=-1) == indices)
+  assert 0 < accuracy < 1
+  np.testing.assert_allclose(got.metrics['accuracy'], accuracy, rtol=1e-6)
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_what_is_dropped_has_no_say(kind):
   (kept_a, _), (kept_b, _) = (loss(kind, 0.0, b) for b in batches(kind))
   (null_a, _), (null_b, _) = (loss(kind, 1.0, b) for b in batches(kind))
-  assert abs(kept_a - kept_b) > 1e-4
-  np.testing.assert_allclose(null_a, null_b, rtol=1e-6)
+  assert abs(kept_a.loss - kept_b.loss) > 1e-4
+  np.testing.assert_allclose(null_a.loss, null_b.loss, rtol=1e-6)
+
+
+def seen(inputs, kind, dropout):
+  """The condition and keys that the network is called with."""
+  model, vae, params, _ = networks(kind)
+  calls = []
+
+  def apply(params, condition, indices, *, key):
+    assert indices.shape[1] == inputs.shared['indices'].shape[1] - 1
+    calls.append((jax.device_get(condition), key))
+    return jnp.zeros((*inputs.shared['indices'].shape, 16))
+
+  fake = SimpleNamespace(apply=apply, config=model.config, fns=model.fns)
+  method(fake, vae, dropout).loss(params, inputs)
+  return calls[0]
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_conditions_are_dropped_by_each_examples_key(kind):
+  count = 4000
+  batch = {'label': np.arange(count) % 4}
+  null = 4
+  if kind == 'captions':
+    batch = {
+        'features': np.broadcast_to(
+            np.arange(count, dtype=np.float32)[:, None, None], (count, 3, 5)
+        ),
+        'mask': np.arange(count)[:, None] % 4 > np.arange(3),
+    }
+    null = networks(kind)[2]['condition']['null'][None]
+  inputs = make_inputs(kind, batch, count)._replace(
+      shared={'indices': jnp.zeros((count, 16), jnp.int32)}
+  )
+
+  def dropped(inputs, dropout):
+    """Which have the null condition; the others have their own."""
+    condition, key = seen(inputs, kind, dropout)
+    given = inputs.condition
+    if kind == 'captions':
+      # Where a caption is padded, so is that of none.
+      np.testing.assert_array_equal(condition['mask'], given['mask'])
+      condition, given = condition['features'], given['features']
+    rest = tuple(range(1, condition.ndim))
+    none = (condition == null).all(axis=rest)
+    np.testing.assert_array_equal(condition[~none], given[~none])
+    return none, key
+
+  assert not dropped(inputs, 0.0)[0].any()
+  none, keys = dropped(inputs, 0.25)
+  np.testing.assert_allclose(none.mean(), 0.25, atol=0.03)
+  turned = inputs._replace(keys=inputs.keys[::-1])
+  backwards = jax.tree.map(lambda x: x[::-1], batch)
+  np.testing.assert_array_equal(
+      dropped(turned._replace(batch=backwards), 0.25)[0], none[::-1]
+  )
+  # What the network drops is drawn apart from the conditions.
+  others = jax.vmap(jax.random.bernoulli, (0, None))(keys, 0.25)
+  assert abs(np.corrcoef(others, none)[0, 1]) < 0.06
+
+
+def test_tokens_are_dropped_in_training_and_not_in_sampling():
+  _, vae, params, _ = networks('classes')
+  batch = next(batches('classes'))
+  inputs = make_inputs('classes', batch)
+  others = inputs._replace(keys=jax.random.split(jax.random.key(5), B))
+  whole, thinned = (
+      build.build_model(GPT | KINDS['classes'] | {'token_dropout': rate})
+      for rate in (0.0, 0.5)
+  )
+  losses = set()
+  for model in (whole, thinned):
+    run = steps(method(model, vae))
+    losses |= {float(run(given)[0].loss) for given in (inputs, others)}
+  assert len(losses) == 3  # the keys say what is dropped, if anything is
+  # Without keys, as in sampling, nothing is.
+  tokens = np.zeros((B, 15), np.int32)
+  np.testing.assert_array_equal(*(
+      jax.jit(m.apply)(params, batch['label'], tokens)
+      for m in (whole, thinned)
+  ))

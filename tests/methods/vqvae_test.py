@@ -1,35 +1,54 @@
 # Copyright 2026 The dd_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of the tokenizers' training; its steps are tested by mesh."""
+"""Tests of the tokenizers' training: its loss, and what becomes of codes."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from dd_jax import build
 from dd_jax.method import Role
 from dd_jax.methods.vqvae import Config, TrainVQVAE
+from dd_jax.state import TrainState
+from dd_jax.step import train_step
+from tests import released_files
 
 VQVAE = dict(
-    name='vqvae', image_size=8, image_channels=1, ch=8, ch_mult=[1, 2],
-    res_blocks=1, z_channels=4, vocab_size=16, patch_nums=[1, 2, 4],
+    name='vqvae', image_size=4, image_channels=1, ch=4, ch_mult=[1],
+    res_blocks=1, attention=False, z_channels=4, vocab_size=16,
+    patch_nums=[1, 2, 4],
 )
 LLAMAGEN = dict(
-    name='llamagen_vq', image_size=8, image_channels=1, ch=8, ch_mult=[1, 2],
-    res_blocks=1, z_channels=4, code_dim=4, vocab_size=16,
+    name='llamagen_vq', image_size=4, image_channels=1, ch=4, ch_mult=[1],
+    res_blocks=1, attention=False, z_channels=4, code_dim=4, vocab_size=16,
 )
 
 
-def method(model=VQVAE, **fields):
+def method(model=VQVAE, frozen=None, **fields):
   tokenizer = build.build_model(model)
-  role = Role(tokenizer, None, lambda key, _: tokenizer.init(key))
-  return TrainVQVAE(Config(**fields), {'tokenizer': role}, {})
+  role = Role(
+      tokenizer, optax.with_extra_args_support(optax.set_to_zero()),
+      lambda key, _: tokenizer.init(key),
+  )
+  return TrainVQVAE(Config(**fields), {'tokenizer': role}, frozen or {})
+
+
+def by_scales(model, params, codes):
+  """The latent map of the scales up to each, coarsest first."""
+  config, f_hat = model.config, jnp.zeros((len(codes), 4, 4, 4))
+  for scale, places in enumerate(itertools.pairwise(config.offsets)):
+    f_hat, _ = model.fns['advance'](
+        params, f_hat, codes[:, slice(*places)], scale
+    )
+    yield f_hat
 
 
 @functools.cache
@@ -37,38 +56,41 @@ def seen(share, patch_nums=(1, 2, 4)):
   """What a step says of pixels, and pixels by the number of scales."""
   made = method(VQVAE | {'patch_nums': patch_nums}, scale_dropout=share)
   model = made.roles['tokenizer'].model
-  params = model.init(jax.random.key(0))
+  params = released_files.random(model, 0)
   # Codes as large as the latents, so that every scale is seen in the images.
   params['embedding'] = 0.5 * jax.random.normal(
       jax.random.key(1), params['embedding'].shape
   )
   image = jax.random.uniform(
-      jax.random.key(2), (64, 8, 8, 1), minval=-1, maxval=1
+      jax.random.key(2), (64, 4, 4, 1), minval=-1, maxval=1
   )
   inputs = SimpleNamespace(
       batch={'image': image}, keys=jax.random.split(jax.random.key(3), 64),
       frozen={}, aux=made.init_aux(),
   )
-  metrics = jax.jit(lambda p: made.loss(p, inputs).metrics)(params)
-  codes = model.fns['codes'](params, model.fns['to_indices'](params, image))
-  position = jnp.arange(codes.shape[1])[:, None]
-  pixels = []
-  for stop in model.config.offsets[1:]:
-    kept = jnp.where(position < stop, codes, 0)
-    decoded = model.fns['decode'](params, model.fns['accumulate'](params, kept))
-    pixels.append(np.square(decoded - image).mean())
-  return float(metrics['pixels']), pixels
+
+  @jax.jit
+  def run(params):
+    fns = model.fns
+    codes = fns['codes'](params, fns['to_indices'](params, image))
+    pixels = [
+        jnp.square(fns['decode'](params, f_hat) - image).mean()
+        for f_hat in by_scales(model, params, codes)
+    ]
+    return made.loss(params, inputs).metrics['pixels'], pixels
+
+  return jax.device_get(run(params))
 
 
 def test_all_scales_are_decoded_without_dropout():
-  found, by_scales = seen(0.0)
-  np.testing.assert_allclose(found, by_scales[-1], rtol=1e-4)
+  found, pixels = seen(0.0)
+  np.testing.assert_allclose(found, pixels[-1], rtol=1e-4)
 
 
 def test_a_dropped_scale_is_not_decoded():
-  found, by_scales = seen(1.0, (1, 4))
-  np.testing.assert_allclose(found, by_scales[0], rtol=1e-4)
-  assert abs(by_scales[0] - by_scales[1]) > 1e-2 * by_scales[1]
+  found, pixels = seen(1.0, (1, 4))
+  np.testing.assert_allclose(found, pixels[0], rtol=1e-4)
+  assert abs(pixels[0] - pixels[1]) > 1e-2 * pixels[1]
 
 
 def test_images_end_at_any_scale():
@@ -87,3 +109,147 @@ def test_images_end_at_any_scale():
 def test_settings_that_do_not_fit(model, share, message):
   with pytest.raises(ValueError, match=message):
     method(model, scale_dropout=share)
+
+
+@pytest.mark.parametrize('model, norm', [(VQVAE, 'l2'), (LLAMAGEN, 'l1')])
+def test_the_loss_is_what_its_definition_says(model, norm):
+  # Stands in for LPIPS; its parameter is its scale.
+  network = SimpleNamespace(
+      fns={'distance': lambda p, a, b: p * jnp.abs(a - b).max((1, 2, 3))}
+  )
+  made = method(
+      model, {'perceptual': network}, reconstruction=norm,
+      commitment=0.7, perceptual=0.2, revive_below=0.5,
+  )
+  net = made.roles['tokenizer'].model
+  params = released_files.random(net, 0)
+  image = np.random.default_rng(1).uniform(-1, 1, (6, 4, 4, 1))
+  image = image.astype(np.float32)
+  # Sixteen codes: 1/32 is half of the uniform frequency.
+  usage = np.array([0.031] * 5 + [0.032] * 3 + [0.0935] * 8, np.float32)
+
+  @jax.jit
+  def run(params, image, usage):
+    inputs = SimpleNamespace(
+        batch={'image': image}, frozen={'perceptual': 3.0},
+        aux={'usage': usage}, keys=None,
+    )
+    return made.loss(params, inputs)
+
+  @jax.jit
+  def by_codes(params, image):
+    """Indices, latents, their approximations by scale, and images."""
+    latent = net.fns['encode'](params, image)
+    indices = net.fns['to_indices'](params, image)
+    codes = net.fns['codes'](params, indices)
+    if model is VQVAE:
+      sums = [*by_scales(net, params, codes)]
+    else:
+      sums = [net.fns['accumulate'](params, codes)]
+    return indices, latent, sums, net.fns['decode'](params, sums[-1])
+
+  got = run(params, image, usage)
+  indices, latent, sums, decoded = jax.device_get(by_codes(params, image))
+  if model is LLAMAGEN:  # its latents and codes have length 1
+    latent = latent / np.linalg.norm(latent, axis=-1, keepdims=True)
+  difference = np.abs(decoded - image)
+  want = {
+      'pixels': (difference if norm == 'l1' else difference**2).mean(),
+      # The encoder's and the codes' terms are of one value.
+      'commitment': np.mean([
+          (1 + net.config.beta) * np.square(f - latent).mean() for f in sums
+      ]),
+      'perceptual': 3 * difference.max((1, 2, 3)).mean(),
+      'codes_in_use': 11 / 16,
+  }
+  assert got.metrics.keys() == want.keys()
+  for name, value in want.items():
+    np.testing.assert_allclose(got.metrics[name], value, 2e-4, err_msg=name)
+  loss = want['pixels'] + 0.7 * want['commitment'] + 0.2 * want['perceptual']
+  np.testing.assert_allclose(got.loss, loss, rtol=2e-4)
+  counts = np.bincount(indices.reshape(-1), minlength=16)
+  np.testing.assert_array_equal(got.extras['counts'].sum(axis=0), counts)
+  np.testing.assert_allclose(
+      got.extras['latent'], latent.reshape(-1, 4), atol=1e-5
+  )
+
+
+def make_state(made, params, usage, step):
+  tx = made.roles['tokenizer'].tx
+  return TrainState(
+      step=jnp.int32(step), params={'tokenizer': params},
+      opt={'tokenizer': tx.init(params)}, ema={},
+      updates={'tokenizer': jnp.int32(step)}, aux={'usage': usage},
+      key=jax.random.key_data(jax.random.key(5)),
+  )
+
+
+@pytest.mark.parametrize('model, micro_batches', [(VQVAE, 2), (LLAMAGEN, 1)])
+def test_a_step_revives_codes_that_have_long_not_been_used(
+    model, micro_batches
+):
+  made = method(model, usage_decay=0.9, revive_every=10, revive_below=0.25)
+  net = made.roles['tokenizer'].model
+  params = released_files.random(net, 0)
+  table = params['embedding']
+  # Of equal codes the first is taken: 3 and 8 are never used.
+  table[[3, 8]] = table[[0, 1]]
+  # Their moving frequency comes below 1/64, a quarter of the uniform one; that
+  # of 4, which this batch uses, comes above it.
+  usage = np.full(16, 0.07, np.float32)
+  usage[[3, 8, 4]] = 0.016, 0.017, 0.01
+  image = np.random.default_rng(1).uniform(-1, 1, (6, 4, 4, 1))
+  batch = {'image': image.astype(np.float32), 'index': np.arange(6)}
+
+  @jax.jit
+  def step(state, batch):
+    return train_step(
+        made, made.updates(9), micro_batches, True, state, {}, batch
+    )[0]
+
+  @jax.jit
+  def encode(params, image):
+    fns = net.fns
+    return fns['to_indices'](params, image), fns['encode'](params, image)
+
+  after = jax.device_get(step(make_state(made, params, usage, 9), batch))
+  indices, latent = jax.device_get(encode(params, batch['image']))
+  counts = np.bincount(indices.reshape(-1), minlength=16)
+  assert counts[4] and (np.delete(counts, [3, 8]) == 0).any()
+  want = 0.9 * usage + 0.1 * counts / counts.sum()
+  want[[3, 8]] = 1 / 16
+  np.testing.assert_allclose(after.aux['usage'], want, rtol=1e-5)
+  # Other codes and weights stay: the optimizer moves nothing.
+  found = after.params['tokenizer']
+  revived = found['embedding'][[3, 8]]
+  table[[3, 8]] = revived
+  jax.tree.map(np.testing.assert_array_equal, found, params)
+  if model is LLAMAGEN:  # its latents have length 1
+    latent = latent / np.linalg.norm(latent, axis=-1, keepdims=True)
+  apart = np.abs(latent.reshape(-1, 1, 4) - revived).max(axis=-1)
+  assert (apart.min(axis=0) < 1e-5).all()
+  assert len({*apart.argmin(axis=0).tolist()}) == 2
+
+
+@pytest.mark.parametrize('step, fields, due', [
+    (20, {}, True), (21, {}, False), (20, {'revive_until': 20}, True),
+    (20, {'revive_until': 19}, False), (20, {'revive_every': 0}, False),
+    (20, {'revive_below': 0.2}, False),
+])
+def test_codes_are_revived_when_it_is_time(step, fields, due):
+  made = method(**{
+      'revive_every': 10, 'revive_below': 0.25, 'usage_decay': 0.5, **fields,
+  })
+  counts = np.zeros((2, 3, 16), np.int32)
+  counts[0, 1, 1:] = 2
+  counts[1, 2, 1:] = 3
+  extras = {'counts': counts, 'latent': np.full((2, 5, 4), 7, np.float32)}
+  usage = np.array([0.025] + [0.065] * 15, np.float32)
+  state = make_state(made, {'embedding': np.zeros((16, 4))}, usage, step)
+  after = jax.jit(made.after)(state, {'tokenizer': extras})
+  table = np.zeros((16, 4))
+  want = 0.5 * usage + 0.5 * np.array([0] + [1 / 15] * 15)
+  if due:
+    table[0], want[0] = 7, 1 / 16
+  np.testing.assert_array_equal(after.params['tokenizer']['embedding'], table)
+  np.testing.assert_allclose(after.aux['usage'], want, rtol=1e-5)

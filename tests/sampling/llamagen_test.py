@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
+from dd_jax import sharding
 from dd_jax.models.llamagen import model as llamagen_model
 from dd_jax.models.llamagen import student as student_model
 from dd_jax.models.llamagen_vq import model as vq_model
@@ -306,6 +308,35 @@ def test_a_rollout_over_devices_needs_no_communication():
   )
   # The filters keep the most likely code.
   np.testing.assert_array_equal(sharded, jnp.tile(rollout(), (8, 1)))
+
+
+def test_a_rollout_split_over_heads_is_that_of_one_device():
+  teacher, _, vae, tp, _, vp = nets()
+  labels, keys = jnp.arange(16) % 5, jax.random.split(jax.random.key(0), 16)
+
+  @jax.jit
+  def run(tp, vp, labels, keys):
+    return sampling.rollout(
+        teacher, vae, tp, vp, labels, sampling.categorical(keys), cfg=1.5,
+        **OPEN,
+    )
+
+  mesh = sharding.make_mesh(dict(data=4, tensor=2))
+  where = (
+      sharding.shard_params(
+          teacher.axes(), tp, mesh, sharding.RULES['fsdp_tp']
+      ),
+      sharding.replicated(mesh), *[sharding.batch_sharding(mesh)] * 2,
+  )
+  placed = jax.device_put((tp, vp, labels, keys), where)
+  with sharding.kernels_on(mesh):
+    split = run.lower(*placed).compile()
+  # A device caches one head, of the two rows of each of four examples.
+  caches = re.findall(r'f32\[1,\d+,\d+,9,16\]', split.as_text())
+  assert set(caches) == {'f32[1,8,1,9,16]'}
+  alone = run(tp, vp, labels, keys)
+  assert len(np.unique(alone, axis=0)) > 12
+  np.testing.assert_array_equal(split(*placed), alone)
 
 
 def test_impossible_requests_are_refused():
