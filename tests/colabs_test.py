@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from tests.command import environment_of
 from tests.notebook import COLABS, check_pictures, start
 
 DIGITS, LOAD = 'dd_var_digits.ipynb', 'load_our_checkpoint.ipynb'
@@ -20,10 +21,13 @@ def read(name):
 
 
 @pytest.fixture(scope='module')
-def digits(tmp_path_factory):
+def digits(cache, tmp_path_factory):
   """The first notebook: where its run and its pictures are, and its result."""
   root = tmp_path_factory.mktemp('colab')
-  result = start(DIGITS, root / 'pictures', SIZE='tiny', WORKDIR=root / 'run')
+  result = start(
+      environment_of(cache), DIGITS, root / 'pictures', SIZE='tiny',
+      WORKDIR=root / 'run',
+  )
   return root, result
 
 
@@ -36,17 +40,22 @@ def test_digits(digits):
   assert 'student_1' in result.stdout  # the report
 
 
-def test_load(digits, tmp_path):
+def test_load(cache, digits, tmp_path):
   root, _ = digits
-  result = start(LOAD, tmp_path / 'pictures', WORKDIR=root / 'run')
+  result = start(
+      environment_of(cache), LOAD, tmp_path / 'pictures', WORKDIR=root / 'run'
+  )
   assert result.returncode == 0, result.stderr
   check_pictures(tmp_path / 'pictures', 2)
   assert 'layers/attn/q/kernel' in result.stdout
   assert 'same arrays: True' in result.stdout
 
 
-def test_load_without_a_run(tmp_path):
-  result = start(LOAD, tmp_path / 'pictures', WORKDIR=tmp_path / 'none')
+def test_load_without_a_run(cache, tmp_path):
+  result = start(
+      environment_of(cache), LOAD, tmp_path / 'pictures',
+      WORKDIR=tmp_path / 'none',
+  )
   assert result.returncode == 1
   assert 'set WORKDIR to a run' in result.stderr
 

@@ -33,3 +33,13 @@ def no_network(monkeypatch):
     return connect(self, address)
 
   monkeypatch.setattr(socket.socket, 'connect', guarded)
+
+
+@pytest.fixture(scope='session')
+def cache(tmp_path_factory):
+  """Compiled programs, for all processes of all workers."""
+  folder = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    folder = folder.parent
+  (folder / 'cache').mkdir(exist_ok=True)
+  return folder / 'cache'

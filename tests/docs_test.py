@@ -22,6 +22,7 @@ from PIL import Image
 import pytest
 
 from dd_jax import build, checkpoint, method, metrics, stages
+from tests.command import environment_of
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGE = (ROOT / 'docs/bring_your_data.md').read_text()
@@ -32,16 +33,13 @@ def blocks(language, page=PAGE):
   return re.findall(rf'^```{language}\n(.*?)^```', page, re.M | re.S)
 
 
-def run_page(tmp_path, monkeypatch, change):
+def run_page(cache, tmp_path, monkeypatch, change):
   """Runs the rehearsal, as it stands on the page but for `change`."""
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'configs').symlink_to(ROOT / 'configs')
   (code,) = blocks('python')
   exec(code, {})
-  environment = os.environ | {
-      'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': '--xla_backend_optimization_level=0',
-  }
+  environment = environment_of(cache)
   for line in blocks('bash')[0].splitlines():
     program, *args = shlex.split(change(line))
     assert program == 'python'
@@ -59,17 +57,21 @@ def run_page(tmp_path, monkeypatch, change):
   return tmp_path / 'runs/rehearsal'
 
 
-def test_a_folder_of_images_ends_in_a_student(tmp_path, monkeypatch):
+def test_a_folder_of_images_ends_in_a_student(
+    cache, tmp_path, monkeypatch
+):
   short = lambda line: line.replace('channels=1', 'channels=1,report=False')  # noqa: E731
-  workdir = run_page(tmp_path, monkeypatch, short)
+  workdir = run_page(cache, tmp_path, monkeypatch, short)
   assert sorted(p.name for p in workdir.iterdir()) == [
       'student', 'teacher', 'tokenizer', 'trajectories'
   ]
 
 
 @pytest.mark.slow
-def test_a_folder_of_images_ends_in_a_report(tmp_path, monkeypatch):
-  workdir = run_page(tmp_path, monkeypatch, lambda line: line)
+def test_a_folder_of_images_ends_in_a_report(
+    cache, tmp_path, monkeypatch
+):
+  workdir = run_page(cache, tmp_path, monkeypatch, lambda line: line)
   assert (workdir / 'report/report.md').exists()
 
 

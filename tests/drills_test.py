@@ -39,12 +39,6 @@ STAGES = ('tokenizer', 'teacher', 'trajectories', 'student')
 SECONDS = 60  # that a process may take to end after another one has
 
 
-@pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-  """Compiled programs, shared by the processes of this file."""
-  return tmp_path_factory.mktemp('cache')
-
-
 def start(cache, workdir, stage, processes, kills=(UNHARMED, UNHARMED)):
   """All processes of one stage."""
   args = (*ARGS, f'--workdir={workdir}', f'--stage={stage}')

@@ -11,25 +11,23 @@ import jax
 import pytest
 
 from dd_jax import build, checkpoint
-from tests.command import copy_of, record, run_main, tree_of
+from tests.command import (
+    copy_of,
+    environment_of,
+    record,
+    run_main,
+    tree_of,
+)
 from tests.notebook import check_pictures, start
 
 CONFIG = '--config=configs/dd_llamagen.py:t2i_tiny'
-# Programs run a few times: compiling them is what takes time.
-FLAGS = '--xla_backend_optimization_level=0'
-
-
-@pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-  """Compiled programs, shared by the processes of this file."""
-  return tmp_path_factory.mktemp('cache')
 
 
 @pytest.fixture(scope='module')
 def finished(cache, tmp_path_factory):
   """A complete run."""
   workdir = tmp_path_factory.mktemp('finished')
-  result = run_main(cache, CONFIG, f'--workdir={workdir}', flags=FLAGS)
+  result = run_main(cache, CONFIG, f'--workdir={workdir}')
   assert result.returncode == 0, result.stderr
   return workdir
 
@@ -49,12 +47,12 @@ def test_all_stages_end_in_a_report(finished):
     assert (finished / 'report' / name).read_bytes().startswith(b'\x89PNG')
 
 
-def test_the_notebook(finished, tmp_path):
+def test_the_notebook(cache, finished, tmp_path):
   # Of a copy, in which it finds every stage complete.
   workdir = copy_of(finished, tmp_path, ())
   result = start(
-      'dd_llamagen_digits.ipynb', tmp_path / 'pictures', SIZE='t2i_tiny',
-      WORKDIR=workdir,
+      environment_of(cache), 'dd_llamagen_digits.ipynb', tmp_path / 'pictures',
+      SIZE='t2i_tiny', WORKDIR=workdir,
   )
   assert result.returncode == 0, result.stderr
   assert result.stdout.count('complete, skipped') == 7
@@ -72,7 +70,7 @@ def test_a_killed_stage_resumes_to_the_same_hashes(
 ):
   workdir = copy_of(finished, tmp_path, (stage,))
   args = (CONFIG, f'--workdir={workdir}', f'--stage={stage}')
-  killed = run_main(cache, *args, kill=('KILL', programs), flags=FLAGS)
+  killed = run_main(cache, *args, kill=('KILL', programs))
   assert killed.returncode == -9, killed.stderr
   assert not record(workdir, stage)['complete']
   saved = {
@@ -81,7 +79,7 @@ def test_a_killed_stage_resumes_to_the_same_hashes(
       'student': 'checkpoints/4',
   }[stage]
   assert (workdir / stage / saved).exists()
-  resumed = run_main(cache, *args, flags=FLAGS)
+  resumed = run_main(cache, *args)
   assert resumed.returncode == 0, resumed.stderr
   assert record(workdir, stage)['hash'] == record(finished, stage)['hash']
   if stage != 'student':
@@ -94,8 +92,7 @@ def check_stopped(cache, workdir, stage, *args, match, config=CONFIG):
   """One clear error, a non-zero exit, and other stages as they were."""
   before = tree_of(workdir)
   result = run_main(
-      cache, config, f'--workdir={workdir}', f'--stage={stage}', *args,
-      flags=FLAGS,
+      cache, config, f'--workdir={workdir}', f'--stage={stage}', *args
   )
   assert result.returncode == 1
   (line,) = result.stderr.splitlines()

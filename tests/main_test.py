@@ -33,12 +33,6 @@ CHAIN = ('tokenizer', 'teacher', 'trajectories', 'student')
 
 
 @pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-  """Compiled programs, shared by the processes of this file."""
-  return tmp_path_factory.mktemp('cache')
-
-
-@pytest.fixture(scope='module')
 def finished(cache, tmp_path_factory):
   """A complete run of the tiny config."""
   workdir = tmp_path_factory.mktemp('finished')

@@ -11,7 +11,6 @@ a picture. A cell with magic or shell commands is a syntax error.
 
 import ast
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -21,14 +20,9 @@ from PIL import Image
 COLABS = pathlib.Path(__file__).parent.parent / 'colabs'
 
 
-def start(name, pictures, **values):
+def start(environment, name, pictures, **values):
   """Runs a notebook as Jupyter would: in its own process and folder."""
   pictures.mkdir()
-  environment = os.environ | {
-      'JAX_PLATFORMS': 'cpu',
-      # Programs run once or twice: compiling them is what takes time.
-      'XLA_FLAGS': '--xla_backend_optimization_level=0',
-  }
   return subprocess.run(
       [sys.executable, __file__, str(COLABS / name), str(pictures),
        *(f'{k}={v}' for k, v in values.items())],
