@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import zipfile
 
 import jax
 import numpy as np
@@ -16,6 +15,7 @@ import pytest
 
 from dd_jax import build, checkpoint, evaluate_fid, programs, stages
 from dd_jax.evals import adm, fid
+from tests.convert import torch_files
 
 SIZES = {'patch_nums': [1, 2], 'vocab_size': 16}
 NETWORKS = {
@@ -219,40 +219,20 @@ def test_other_networks_are_refused(exports, tmp_path):
     run(exports, tmp_path / 'b', student=str(exports / 'inception'))
 
 
-def write_pth(path, arrays):
-  """A .pth in the zip format, by hand: float64 tensors by name."""
-  def text(value):
-    return b'X' + len(value).to_bytes(4, 'little') + value.encode()
-
-  body = b'\x80\x02}('
-  for i, (name, x) in enumerate(arrays.items()):
-    shape = b''.join(b'J' + n.to_bytes(4, 'little') for n in x.shape)
-    strides = [int(np.prod(x.shape[j + 1:])) for j in range(x.ndim)]
-    stride = b''.join(b'J' + n.to_bytes(4, 'little') for n in strides)
-    body += (
-        text(name) + b'ctorch._utils\n_rebuild_tensor_v2\n(('
-        + text('storage') + b'ctorch\nDoubleStorage\n' + text(str(i))
-        + text('cpu') + b'J' + x.size.to_bytes(4, 'little')
-        + b'tQK\x00(' + shape + b't(' + stride
-        + b't\x89ccollections\nOrderedDict\n)RtR'
-    )
-  with zipfile.ZipFile(path, 'w') as archive:
-    archive.writestr('archive/data.pkl', body + b'u.')
-    archive.writestr('archive/version', b'3\n')
-    for i, x in enumerate(arrays.values()):
-      archive.writestr(f'archive/data/{i}', x.astype('<f8').tobytes())
-
-
+# The release's own program saves arrays of NumPy.
+@pytest.mark.parametrize('make', [np.asarray, torch_files.tensor])
 @pytest.mark.parametrize('names', [('m', 's'), ('mu', 'sigma')])
-def test_statistics_of_a_pth(tmp_path, names):
+def test_statistics_of_a_pth(tmp_path, names, make):
   cov = np.cov(np.random.default_rng(0).normal(size=(9, 4)), rowvar=False)
   mean = np.arange(4.0)
   file = tmp_path / 'statistic.pth'
-  write_pth(file, dict(zip(names, (mean, cov), strict=True)))
+  torch_files.save_zip(
+      file, dict(zip(names, map(make, (mean, cov)), strict=True))
+  )
   reference = evaluate_fid.load_reference(file)
   np.testing.assert_array_equal(reference.mean, mean)
   np.testing.assert_array_equal(reference.cov, cov)
-  write_pth(file, {'a': mean})
+  torch_files.save_zip(file, {'a': make(mean)})
   with pytest.raises(ValueError, match='expected m and s, or mu and sigma'):
     evaluate_fid.load_reference(file)
 

@@ -67,7 +67,7 @@ def write_small(folder):
       'classifier.6.bias': np.zeros(3, np.float32),
   })
   features = np.random.default_rng(2).normal(size=(200, 2048 // 16))
-  save(folder / 'statistic.pth', {
+  torch_files.save_zip(folder / 'statistic.pth', {
       'm': features.mean(0), 's': np.cov(features, rowvar=False),
   })
 
@@ -106,6 +106,6 @@ def write_full(folder):
       })
   # More rows than channels, so that the covariance has full rank.
   features = np.random.default_rng(2).normal(size=(2500, 2048))
-  save(folder / 'statistic.pth', {
+  torch_files.save_zip(folder / 'statistic.pth', {
       'm': features.mean(0), 's': np.cov(features, rowvar=False),
   })

@@ -158,9 +158,13 @@ _Machine.calls = pickles.CALLS | {
             lambda _, *arguments, name=name: _Module(name, {})
         for name in ('ModuleDict', 'ModuleList', 'Sequential')
     },
+    # Arrays stand beside the weights; their bytes stay where they are.
+    **{
+        name: lambda _, *__, name=name: pickles.Placeholder(name)
+        for name in (
+            'numpy.dtype',
+            *(f'{module}._reconstruct' for module in pickles.NUMPY),
+        )
+    },
 }
-_Machine.inert = pickles.INERT | {
-    'torch.nn.parameter.Parameter', 'numpy.dtype', 'numpy.ndarray',
-    *(f'numpy.{core}.multiarray.{name}' for core in ('core', '_core')
-      for name in ('scalar', '_reconstruct')),
-}
+_Machine.inert = pickles.INERT | {'torch.nn.parameter.Parameter'}

@@ -235,13 +235,9 @@ class Machine:
     elif name in ('REDUCE', 'NEWOBJ'):
       arguments, called = stack.pop(), stack.pop()
       stack.append(self._call(of(Global, called), of(tuple, arguments)))
-    elif name == 'BUILD':  # attributes: of no use here
-      stack.pop()
-      if not isinstance(stack[-1], dict | Placeholder | LazyArray):
-        raise ReadError(
-            f'{self.path}: a pickle that changes a {type(stack[-1]).__name__} '
-            'is not one of weights'
-        )
+    elif name == 'BUILD':
+      state = stack.pop()
+      self._build(stack[-1], state)
     elif name == 'BINPERSID':
       stack.append(self._storage(stack.pop()))
     elif name not in ('PROTO', 'FRAME', 'STOP'):
@@ -265,6 +261,24 @@ class Machine:
       return
     keys, values = items[::2], items[1::2]
     of(dict, target).update(zip(map(_key, keys), values, strict=True))
+
+  def _build(self, target: Any, state: Any) -> None:
+    if isinstance(target, np.ndarray):
+      _, shape, dtype, fortran, data = of(tuple, state)
+      data, dtype = of(bytes, data), of(np.dtype, dtype)
+      self.spend(len(data) // _BYTES_PER_WORK)
+      # NumPy compares the bytes with the shape.
+      target.__setstate__(
+          (1, tuple(map(_count, shape)), dtype, of(bool, fortran), data)
+      )
+    elif isinstance(target, np.dtype):
+      check_order(self.path, of(tuple, state)[1] != '>')
+    elif not isinstance(target, dict | Placeholder | LazyArray):
+      raise ReadError(
+          f'{self.path}: a pickle that changes a {type(target).__name__} is '
+          'not one of weights'
+      )
+    # Of others it sets attributes, which are of no use here.
 
   def _allowed(self, module: str, attribute: str) -> Any:
     module = _PYTHON_2.get(module, module)
@@ -408,6 +422,27 @@ def _set(_: Machine, items: Any = ()) -> set[Any]:
   return set(map(_key, items))
 
 
+def _array(_: Machine, kind: Any, *__: Any) -> np.ndarray:
+  """An array that is to be built."""
+  if of(Global, kind).name != 'numpy.ndarray':
+    raise ValueError(f'{short(kind.name)} is no kind of array')
+  return np.zeros(0)
+
+
+def _array_type(_: Machine, code: Any, *__: Any) -> np.dtype:
+  if code not in _ARRAY_TYPES:
+    raise ValueError(f'an array of {short(code)}')
+  return np.dtype(code)
+
+
+def _encode(machine: Machine, text: Any, encoding: Any) -> bytes:
+  """Bytes, as the second protocol of pickles writes those that are there."""
+  if encoding != 'latin1':
+    raise ValueError(f'bytes as {short(encoding)}')
+  machine.spend(len(of(str, text)) // _BYTES_PER_WORK)
+  return text.encode(encoding)
+
+
 _CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
 _EMPTY = {
     'EMPTY_DICT': dict, 'EMPTY_LIST': list, 'EMPTY_SET': set,
@@ -452,6 +487,12 @@ for _name, (_alias, _storage_name, _type) in _TORCH_TYPES.items():
     for _module in ('torch', 'torch.cuda'):
       _DTYPES[f'{_module}.{_storage_name}Storage'] = np.dtype(_type)
 
+_ARRAY_TYPES = frozenset({
+    'f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'b1',
+})
+# The second name is that of NumPy 2.
+NUMPY = tuple(f'numpy.{core}.multiarray' for core in ('core', '_core'))
+
 # What a pickle of weights calls, and what that means here: (machine, *args).
 CALLS: dict[str, Callable[..., Any]] = {
     'collections.OrderedDict': _dict,
@@ -469,10 +510,16 @@ CALLS: dict[str, Callable[..., Any]] = {
             m.tensor(storage, offset, shape, strides, of(np.dtype, dtype)),
     'torch._utils._rebuild_parameter': lambda _, data, *rest: data,
     'torch._utils._rebuild_parameter_with_state': lambda _, data, *rest: data,
+    # Statistics, for instance, are saved as they are.
+    '_codecs.encode': _encode,
+    'builtins.bytes': lambda _: b'',
+    'numpy.dtype': _array_type,
+    **dict.fromkeys((f'{module}._reconstruct' for module in NUMPY), _array),
 }
 # Classes whose objects stand beside weights; their contents do not matter.
 INERT = frozenset({
     'argparse.Namespace', 'types.SimpleNamespace', 'torch.device',
     'builtins.dict', 'builtins.list', 'builtins.int', 'builtins.float',
+    'numpy.ndarray', *(f'{module}.scalar' for module in NUMPY),
 })
 Machine.calls, Machine.inert = CALLS, INERT

@@ -158,6 +158,82 @@ def test_a_namespace_beside_the_weights_loads(kind, tmp_path):
   assert list(weights(tmp_path / 'f').tensors) == ['w']
 
 
+@pytest.mark.parametrize('core', ['core', '_core'])
+def test_arrays_that_were_saved_as_they_are(kind, core, tmp_path):
+  rng = np.random.default_rng(0)
+  mean, cov = rng.normal(size=7), rng.normal(size=(7, 3))
+  tree = {
+      'm': mean, 's': cov, 'again': mean, 'columns': np.asfortranarray(cov),
+      'labels': np.arange(-3, 900, dtype=np.int16), 'none': np.zeros((0, 2)),
+      'right': np.array([True, False]), 'best': np.float64(3.5),
+      'w': tensor(np.ones(2, np.float32)),
+  }
+  SAVERS[kind](tmp_path / 'f', tree)
+  data = (tmp_path / 'f').read_bytes()
+  old = b'cnumpy._core.multiarray\n'
+  assert old in data
+  if kind == 'torch legacy':  # where no sizes are kept of what is changed
+    (tmp_path / 'f').write_bytes(
+        data.replace(old, f'cnumpy.{core}.multiarray\n'.encode())
+    )
+  got = readers.read(tmp_path / 'f').tree
+  for name in tree.keys() - {'w', 'best'}:
+    assert got[name].dtype == tree[name].dtype
+    np.testing.assert_array_equal(got[name], tree[name], strict=True)
+  assert got['again'] is got['m']
+  assert isinstance(got['best'], pickles.Placeholder)
+  assert list(weights(tmp_path / 'f').tensors) == ['w']
+
+
+@pytest.mark.parametrize('array, message', [
+    (np.array([os.getcwd, 1], object), "an array of 'O8'"),
+    (np.array(['ab']), "an array of 'U2'"),
+    (np.zeros(2, [('a', 'f4')]), "an array of 'V4'"),
+    (np.arange(3, dtype='>f8'), 'big-endian'),
+])
+def test_other_arrays_are_refused(array, message, kind, tmp_path):
+  SAVERS[kind](tmp_path / 'f', {'m': array})
+  assert message in refusal(tmp_path / 'f')
+
+
+def array_of(shape, data, times=1):
+  """A pickle of arrays, all built from the same bytes."""
+  one = (
+      b'cnumpy._core.multiarray\n_reconstruct\n'
+      b'(cnumpy\nndarray\nK\x00\x85U\x01btR'
+      b'(K\x01' + shape + b'cnumpy\ndtype\nU\x02f4\x89\x88\x87R'
+      b'(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb'
+      b'\x89c_codecs\nencode\nh\x01U\x06latin1\x86Rtb'
+  )
+  text = b'X' + struct.pack('<I', len(data)) + data.encode()
+  return b'\x80\x02' + text + b'q\x010]' + one.join([b'', *[b'a'] * times]) + (
+      b'.'
+  )
+
+
+def test_an_array_has_the_bytes_that_its_shape_needs(tmp_path):
+  path = tmp_path / 'f'
+  torch_files.save_zip(path, {}, data=array_of(b'K\x02\x85', 'abcdefgh'))
+  np.testing.assert_array_equal(
+      readers.read(path).tree[0], np.frombuffer(b'abcdefgh', 'f4')
+  )
+  for shape in (
+      b'K\x03\x85', b'K\x01\x85', b'J\xfe\xff\xff\xff\x85',
+      b'\x8a\x05\xff\xff\xff\xff\x7f\x85', b'K\x02', b'N\x85',
+  ):
+    torch_files.save_zip(path, {}, data=array_of(shape, 'abcdefgh'))
+    assert 'broken' in refusal(path)
+
+
+def test_few_bytes_do_not_make_many_arrays(tmp_path):
+  path, count = tmp_path / 'f', 1 << 22
+  shape = b'J' + struct.pack('<i', count // 4) + b'\x85'
+  torch_files.save_zip(path, {}, data=array_of(shape, 'a' * count))
+  assert readers.read(path).tree[0].nbytes == count
+  torch_files.save_zip(path, {}, data=array_of(shape, 'a' * count, times=20))
+  assert 'does more than weights' in refusal(path)
+
+
 HOSTILE = {
     'os.system': lambda c: Call('os', 'system', f'touch {c}'),
     'posix.system': lambda c: Call('posix', 'system', f'touch {c}'),

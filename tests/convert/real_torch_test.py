@@ -75,6 +75,7 @@ def checkpoint():
   return {
       'args': argparse.Namespace(depth=16, inner=argparse.Namespace(lr=1e-4)),
       'epoch': 3,
+      'statistics': {'m': np.arange(3.0), 's': np.eye(3) - 0.5},
       'model': net.state_dict(),
       'parameters': dict(net.named_parameters()),
       'optimizer': optimizer.state_dict(),
@@ -113,6 +114,8 @@ def compare(ours, theirs):
   elif isinstance(theirs, (list, tuple)):
     assert len(ours) == len(theirs)
     return sum(map(compare, ours, theirs))
+  elif isinstance(theirs, np.ndarray):
+    np.testing.assert_array_equal(ours, theirs, strict=True)
   else:
     assert ours == theirs
   return 0
