@@ -66,9 +66,9 @@ WORDS = dict(
 # LlamaGen/README.md; LlamaGen: autoregressive/sample), how the students were
 # trained is not: what follows are LlamaGen's habits or, where marked, guesses.
 RELEASED = {
-    'b': dict(size='B', batch=512),
-    'l': dict(size='L', batch=512),
-    't2i_xl': dict(size='XL', batch=128),
+    'b': dict(size='B', batch=512, split=80),
+    'l': dict(size='L', batch=512, split=130),
+    't2i_xl': dict(size='XL', batch=128, split=80),  # the split is a guess
 }
 
 
@@ -89,7 +89,9 @@ def _released(name: str) -> ConfigDict:
   config.weights = 'weights'
   folder = config.get_ref('weights')
   base = name.removesuffix('_released')
-  size, batch = RELEASED[base]['size'], RELEASED[base]['batch']
+  size, batch, split = (
+      RELEASED[base][name] for name in ('size', 'batch', 'split')
+  )
   captions = base == 't2i_xl'
 
   def convert(family: str, *files: str, **fields) -> dict:
@@ -113,7 +115,7 @@ def _released(name: str) -> ConfigDict:
   inception = convert('inception', 'pt_inception-2015-12-05-6726825d.pth')
   students = {
       f'evaluate_{n}': fid(
-          'stage:student', t_list=(0, 80)[:n], split=80, batch_size=64
+          'stage:student', t_list=(0, 80)[:n], split=split, batch_size=64
       )
       for n in (1, 2)
   }
@@ -175,7 +177,7 @@ def _released(name: str) -> ConfigDict:
           kind='train',
           method=dict(
               # The three weights and `perceptual_batch` are guesses.
-              name='distilled_decoding', t_set=(0, 80), split=80, ce=1.0,
+              name='distilled_decoding', t_set=(0, 80), split=split, ce=1.0,
               loss_norm='network', perceptual=1.0, embedding=0.1,
               perceptual_batch=train_batch // 8,
           ),

@@ -18,6 +18,7 @@ from dd_jax.data import conditions as conditions_lib
 from dd_jax.data import pairs as pairs_lib
 from dd_jax.evals import baselines, report
 from dd_jax.sampling import guidance
+from dd_jax.sampling import steps as steps_lib
 from dd_jax.stages import Context
 
 
@@ -51,6 +52,19 @@ class EvaluateConfig(judging.JudgedConfig):
   skips: tuple[int, ...] = ()
   captions: str | None = None
 
+  def __post_init__(self) -> None:
+    for name, choice in self.students.items():
+      if set(choice) != {'t_list', 'split'}:
+        raise ValueError(
+            f'students.{name}={dict(choice)}: expected t_list and split'
+        )
+    if len(self.involved) not in (0, 2) or (self.involved and not (
+        self.students)):
+      raise ValueError(
+          f'involved={self.involved}: expected (start, resume), and a row of '
+          'the student whose split it takes'
+      )
+
 
 def make_panel(
     config: EvaluateConfig, models: Mapping[str, Any],
@@ -67,6 +81,11 @@ def make_panel(
     mesh: of the devices.
   """
   teacher, student, vae = (models[n] for n in ('teacher', 'student', 'vae'))
+  for name, choice in config.students.items():
+    try:
+      steps_lib.check_choice(student.config, choice['t_list'], choice['split'])
+    except ValueError as e:
+      raise ValueError(f'students.{name}: {e}') from e
   lib = registry.get('samplers', teacher.family)
   # Pairs of earlier versions do not name every setting.
   settings = {k: made.get(k, v) for k, v in guidance.SETTINGS.items()}

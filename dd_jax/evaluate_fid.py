@@ -40,7 +40,7 @@ from dd_jax.evals import adm, fid
 from dd_jax.flow import process as process_lib
 from dd_jax.methods import dmd2
 from dd_jax.model import Model, Params, condition_of
-from dd_jax.sampling import guidance
+from dd_jax.sampling import guidance, steps
 from dd_jax.stages import Context
 
 _SAMPLED = ('student', 'vae')
@@ -64,7 +64,8 @@ class SamplesConfig:
     batch_size: images per program run, over all hosts.
     t_list: of a student, scales that are data when each of its steps begins;
       empty for a teacher.
-    split: of a student, scale at which its heads change over.
+    split: of a student, scale at which its heads change over; None for a
+      teacher.
     cfg: guidance of a teacher.
     top_k: codes that a teacher draws from, 0 for all.
     top_p: probability that a teacher draws from, 1 for all.
@@ -83,7 +84,7 @@ class SamplesConfig:
   samples: int = fid.SAMPLES
   batch_size: int = 100
   t_list: tuple[int, ...] = ()
-  split: int = 0
+  split: int | None = None
   cfg: float = 0.0
   top_k: int = 0
   top_p: float = 1.0
@@ -418,13 +419,20 @@ def check(
     raise ValueError(f'{name}: {config.student} needs a vae, and neither '
                      'levels nor steps')
   is_teacher = _is_teacher(student)
-  if is_teacher and config.t_list:
-    raise ValueError(f'{name}: {config.student} is a teacher; leave '
-                     't_list out')
-  if not is_teacher and not config.t_list:
+  choice = config.t_list, config.split
+  if is_teacher:
+    if choice != ((), None):
+      raise ValueError(f'{name}: {config.student} is a teacher; leave '
+                       't_list and split out')
+    return
+  if not config.t_list or config.split is None:
     raise ValueError(f'{name}: {config.student} is a student and '
                      'needs t_list and split')
-  if not is_teacher and guidance.settings_of(config) != guidance.SETTINGS:
+  try:
+    steps.check_choice(student.config, *choice)
+  except ValueError as e:
+    raise ValueError(f'{name}: {config.student}: {e}') from e
+  if guidance.settings_of(config) != guidance.SETTINGS:
     raise ValueError(f'{name}: {", ".join(guidance.SETTINGS)} are of a '
                      'teacher; a student has taken in those of its pairs')
 
@@ -435,10 +443,12 @@ def _check_denoiser(config: SamplesConfig, name: str) -> None:
     raise ValueError(f'{name}: {config.student} is a denoiser and needs steps, '
                      'or levels where it is a student')
   dmd2.Config(levels=config.levels or dmd2.Config().levels)
-  others = config.vae, config.t_list, guidance.settings_of(config)
-  if others != (None, (), guidance.SETTINGS):
+  others = (
+      config.vae, config.t_list, config.split, guidance.settings_of(config)
+  )
+  if others != (None, (), None, guidance.SETTINGS):
     raise ValueError(f'{name}: {config.student} is a denoiser; leave vae, '
-                     f't_list and {", ".join(guidance.SETTINGS)} out')
+                     f't_list, split and {", ".join(guidance.SETTINGS)} out')
 
 
 def _is_teacher(model: Model) -> bool:
@@ -524,7 +534,7 @@ def samples(
   with console.Progress(context.name, config.samples) as bar:
     for start in range(0, total, size):
       hooks.raise_if_preempted(
-          start, f'{context.name}: stopped by a signal after {start} images'
+          f'{context.name}: stopped by a signal after {start} images'
       )
       part = slice(start, start + size)
       rows = sharding.place_rows(

@@ -29,6 +29,7 @@ from dd_jax.data import captions as captions_lib
 from dd_jax.evals import report
 from dd_jax.model import Model, Params, condition_of
 from dd_jax.sampling import guidance
+from dd_jax.sampling import steps as steps_lib
 
 # Captions to rows of `features` and `mask`.
 Text = Callable[[Sequence[str]], Mapping[str, np.ndarray]]
@@ -264,12 +265,9 @@ def load(
     if ours != theirs:
       raise ValueError(f'{vae} does not fit {export}: {name} is {theirs} there '
                        f'and {ours} here')
-  scales = len(model.config.offsets) - 1
-  if list(t_set) != sorted({0, *t_set}) or t_set[-1] >= scales:
-    raise ValueError(f't_set={list(t_set)} must start with 0, increase and '
-                     f'stay below {scales}')
-  if split is not None and not 0 <= split <= scales:
-    raise ValueError(f'split={split} must lie in [0, {scales}]')
+  if family in _STUDENTS:
+    split = len(model.config.offsets) - 1 if split is None else split
+    steps_lib.check_choice(model.config, t_set, split, 't_set')
   params, vae_params = map(checkpoint.load_params, (export, vae))
   return Sampler(
       model, params, vae_model, vae_params, t_set, split, open_text

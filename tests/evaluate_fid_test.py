@@ -201,7 +201,10 @@ def test_a_teacher_is_sampled_with_guidance(exports, tmp_path):
 
 @pytest.mark.parametrize('fields, message', [
     ({}, 'is a student and needs t_list'),
-    ({'t_list': [0], 'cfg': 2.0}, 'cfg_interval are of a teacher'),
+    ({'t_list': [0]}, 'is a student and needs t_list and split'),
+    ({'t_list': [0, 1, 1], 'split': 1}, 'must start with 0, increase'),
+    ({'t_list': [0], 'split': 3}, r'split=3 must lie in \[0, 2\]'),
+    ({'t_list': [0], 'split': 1, 'cfg': 2.0}, 'cfg_interval are of a teacher'),
     ({'t_list': [0], 'labels': 'some'}, "labels='some'"),
     ({'t_list': [0], 'batch_size': 7}, 'batch_size=7 does not divide'),
     ({'t_list': [0], 'sample': 5}, "unknown field 'sample': did you mean"),
@@ -213,8 +216,9 @@ def test_wrong_settings_are_refused(exports, tmp_path, fields, message):
 
 def test_other_networks_are_refused(exports, tmp_path):
   teacher = str(exports / 'teacher')
-  with pytest.raises(ValueError, match='is a teacher; leave t_list out'):
-    run(exports, tmp_path, student=teacher, t_list=[0])
+  for fields in {'t_list': [0]}, {'split': 1}:
+    with pytest.raises(ValueError, match='a teacher; leave t_list and split'):
+      run(exports, tmp_path, student=teacher, **fields)
   with pytest.raises(ValueError, match="samplers: no entry 'inception'"):
     run(exports, tmp_path / 'b', student=str(exports / 'inception'))
 

@@ -123,6 +123,8 @@ def patch_nums(scales: int, tokens: int | None = None) -> tuple[int, ...]:
   Raises:
     Unknown: several answers fit, or none.
   """
+  if scales < 1:
+    raise Unknown('patch_nums', '1,2,3,4', f'there are {scales} scales')
   for sides in _RELEASED:
     total = sum(n * n for n in sides)
     if len(sides) == scales and tokens in (None, total):

@@ -447,7 +447,8 @@ def _layers(
     layer = others.pop(row.stacked, 0)
     found[tuple(others.items())][layer] = group
   for layers in found.values():
-    missing = sorted(set(range(max(layers))) - set(layers))
+    # A name can hold any number: nothing is counted up to it.
+    missing = [i for i in range(len(layers)) if i not in layers]
     if missing:
       problems.append(f'row {row.src[0]!r} lacks layers {missing}')
   return {k: [v[i] for i in sorted(v)] for k, v in found.items()}

@@ -132,9 +132,8 @@ class CaptionWriter(files.Writer):
     if labels is not None:
       tensors['labels'] = np.asarray(labels, np.int32)
       _check_labels(manifest, shard, tensors['labels'])
-    part, file = self._part(shard)
-    safetensors.numpy.save_file(tensors, part)
-    files.publish(part, file)
+    with self._written(shard) as part:
+      safetensors.numpy.save_file(tensors, part)
 
 
 def pad(

@@ -77,8 +77,8 @@ class Captioned:
     """Adds captions to a source.
 
     Raises:
-      ValueError: pairs of another set of captions; images of a class that no
-        caption has.
+      ValueError: pairs of another set of captions; captions without labels
+        beside images, or images of a class that no caption has.
     """
     self._source, self._captions = source, captions
     self.num_classes = captions.num_classes
@@ -91,6 +91,11 @@ class Captioned:
             f'{captions.manifest.sha256}'
         )
       return
+    if captions.num_classes is None:
+      raise ValueError(
+          'captions without labels: an image has a caption of its class, so '
+          'each prompt needs a label'
+      )
     labels = captions.labels
     self._by_class = [
         np.flatnonzero(labels == c) for c in range(captions.num_classes)

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -203,11 +204,24 @@ class Writer:
     self._write_manifest(manifest)
     return manifest
 
-  def _part(self, shard: int) -> tuple[pathlib.Path, pathlib.Path]:
-    """Where to write a shard, and the name that it then gets."""
+  @contextlib.contextmanager
+  def _written(self, shard: int) -> Iterator[pathlib.Path]:
+    """Where to write a shard, which then gets its name.
+
+    Raises:
+      OSError: writing failed, in whatever library it did.
+    """
     file = self._path / self._manifest.shard_name(shard)
     # The name is fixed, so that the next attempt writes over a killed one.
-    return file.with_name(f'{file.name}.part'), file
+    part = file.with_name(f'{file.name}.part')
+    try:
+      yield part
+      publish(part, file)
+    except Exception as e:
+      raise OSError(
+          f'{file} could not be written ({e}); is the disk full? Those before '
+          'it are whole: free space and run the same command again'
+      ) from e
 
   def _write_manifest(self, manifest: Manifest) -> None:
     # Processes that start together may all come here, with the same text.

@@ -227,12 +227,16 @@ class JsonlSource(ImageSource):
     if not file.is_file():
       raise FileNotFoundError(f'{file} does not exist')
     names, labels = [], []
-    with file.open(encoding='utf-8') as lines:
-      for number, line in enumerate(lines, 1):
-        if line.strip():
-          name, label = _parse_line(f'{file}:{number}', line, num_classes)
-          names.append(name)
-          labels.append(label)
+    number = 0
+    try:
+      with file.open(encoding='utf-8') as lines:
+        for number, line in enumerate(lines, 1):
+          if line.strip():
+            name, label = _parse_line(f'{file}:{number}', line, num_classes)
+            names.append(name)
+            labels.append(label)
+    except UnicodeDecodeError as e:
+      raise ValueError(f'{file}:{number + 1}: not UTF-8 text ({e})') from e
     if not names:
       raise ValueError(f'{file} holds no lines')
     if len({type(label) for label in labels}) > 1:

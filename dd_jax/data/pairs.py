@@ -131,12 +131,13 @@ class PairWriter(files.Writer):
     records['seed'] = seed
     records['label'] = label
     records['indices'] = indices
-    part, file = self._part(shard)
-    writer = array_record_module.ArrayRecordWriter(str(part), _WRITER_OPTIONS)
-    for record in records:
-      writer.write(record.tobytes())
-    writer.close()
-    files.publish(part, file)
+    with self._written(shard) as part:
+      writer = array_record_module.ArrayRecordWriter(
+          str(part), _WRITER_OPTIONS
+      )
+      for record in records:
+        writer.write(record.tobytes())
+      writer.close()
 
 
 def describe_records(

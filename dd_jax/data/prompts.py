@@ -69,7 +69,7 @@ def jsonl(path: str | os.PathLike[str]) -> Prompts:
   for line, place in _lines(path):
     try:
       record = json.loads(line)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
       raise ValueError(f'{place}: not JSON ({e})') from e
     if not isinstance(record, dict):
       raise ValueError(f'{place}: not an object such as {{"prompt": "a cat"}}')
@@ -137,6 +137,10 @@ def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, str]]:
 def _caption(value: Any, place: str) -> str:
   if not isinstance(value, str) or not value.strip():
     raise ValueError(f'{place}: the prompt is no text or empty: {value!r}')
+  try:
+    value.encode()
+  except UnicodeEncodeError as e:  # half of a character, cut in two
+    raise ValueError(f'{place}: the prompt is no Unicode text ({e})') from e
   return value.strip()
 
 

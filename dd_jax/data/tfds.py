@@ -123,6 +123,9 @@ def _open(
   if missing := sorted({'image', 'label'} - set(features)):
     raise ValueError(f'{where} has no feature {missing[0]!r}: it has '
                      f'{sorted(features)}')
+  if not isinstance(features['label'], tfds.features.ClassLabel):
+    raise ValueError(f"{where}: feature 'label' is no class but "
+                     f'{features["label"]}')
   found = features['label'].num_classes
   if num_classes not in (None, found):
     raise ValueError(f'{where} has {found} classes, not {num_classes}: '

@@ -28,7 +28,8 @@ class Config:
       the continuous head.
     ce: weight of the logits head's cross-entropy.
     perceptual: weight of the image distance.
-    embedding: weight of the continuous head's squared distance to the codes.
+    embedding: weight of the continuous head's squared distance to the codes,
+      the mean over the numbers of a code.
     loss_norm: image distance: 'network' (frozen network 'perceptual', LPIPS
       for instance), 'l1', 'l2' or 'none'.
     perceptual_batch: examples of a batch that the image distance is taken on,
@@ -49,6 +50,10 @@ class Config:
     if self.loss_norm not in norms:
       raise ValueError(
           f'loss_norm={self.loss_norm!r}: expected one of {norms}'
+      )
+    if self.perceptual_batch < 0:
+      raise ValueError(
+          f'perceptual_batch={self.perceptual_batch} is negative; 0 is all'
       )
 
 

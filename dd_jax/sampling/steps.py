@@ -46,6 +46,29 @@ def categorical(keys: jax.Array) -> Choose:
   return choose
 
 
+def check_choice(
+    config: Any, t_list: Sequence[int], split: int, name: str = 't_list'
+) -> None:
+  """Refuses steps that a student cannot be sampled with; see `few_step`.
+
+  Args:
+    config: of the student.
+    t_list: see `few_step`.
+    split: see `few_step`.
+    name: what the caller calls `t_list`.
+
+  Raises:
+    ValueError: a `t_list` that does not start with 0, increase and stay below
+      the end of the sequence, or a `split` beyond it.
+  """
+  end = len(config.offsets) - 1
+  if list(t_list) != sorted({0, *t_list}) or t_list[-1] >= end:
+    raise ValueError(f'{name}={list(t_list)} must start with 0, increase and '
+                     f'stay below {end}')
+  if not 0 <= split <= end:
+    raise ValueError(f'split={split} must lie in [0, {end}]')
+
+
 def few_step(
     student: Model,
     vae: Model,
@@ -78,15 +101,13 @@ def few_step(
       step, the nearest codes.
 
   Raises:
-    ValueError: a `t_list` that does not start with 0, a `t_list` or `split`
-      beyond the sequence, noise of another shape, or a vae that is not the
-      student's.
+    ValueError: see `check_choice`; noise of another shape, or a vae that is not
+      the student's.
 
   Source: DD1, sampling; `t_list` and `split` are its `t_list` and
   `loss_split_t`.
   """
-  if not t_list or t_list[0] != 0:
-    raise ValueError(f't_list={list(t_list)} must start with 0: all is noise')
+  check_choice(student.config, t_list, split)
   x = indices = noise
   for t in t_list:
     x, indices = _student_step(
@@ -213,9 +234,6 @@ def _student_step(
     raise ValueError(
         f'noise of shape {noise.shape}: expected (B, {shape[0]}, {shape[1]})'
     )
-  for name, value in (('t_list', t), ('split', split)):
-    if not 0 <= value < len(offsets):
-      raise ValueError(f'{name}: {value} is not in [0, {len(offsets) - 1}]')
   offset, cut = offsets[t], offsets[split]
   data = x[:, :offset]
   x = jnp.concatenate([data, noise[:, offset:]], axis=1)

@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
   logging.set_verbosity(logging.WARNING)
   try:
     _run()
-  except (ValueError, OSError) as e:
+  except (ValueError, OSError, ImportError) as e:
     console.fail(str(e))
     sys.exit(1)
 

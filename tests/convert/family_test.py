@@ -32,6 +32,9 @@ def test_maps_that_are_not_told():
     family.patch_nums(4, several[0])
   with pytest.raises(family.Unknown, match='several sequences of 3 scales fit'):
     family.patch_nums(3)
+  for scales in 0, -1:
+    with pytest.raises(family.Unknown, match=f'there are {scales} scales'):
+      family.patch_nums(scales, 5)
 
 
 def test_names():

@@ -69,6 +69,15 @@ def problems(fn, *args, **kwargs):
   return info.value.problems
 
 
+def test_a_layer_of_any_number_costs_nothing():
+  source = tensors()
+  for leaf in 'attn.qkv.weight', 'norm.scale_11H':
+    source[f'layers.{10**15}.{leaf}'] = source[f'layers.0.{leaf}']
+  assert "row 'layers.{i}.attn.qkv.weight' lacks layers [11]" in problems(
+      table.convert, TABLE, source, target()
+  )
+
+
 def test_values_land_where_they_belong():
   source = tensors()
   params = table.convert(TABLE, source, target())

@@ -104,6 +104,9 @@ def test_sources_and_captions_that_do_not_go_together(folder, tmp_path):
   source = captions.CaptionSource(folder)
   with pytest.raises(ValueError, match='images of 4 classes'):
     conditions.Captioned(images([0, 1, 2, 3], 4), source)
+  source.num_classes = None  # as of prompts without labels
+  with pytest.raises(ValueError, match='each prompt needs a label'):
+    conditions.Captioned(images([0, 1, 2, 3], 4), source)
   writer = pairs.PairWriter(tmp_path / 'pairs', pairs.Manifest(
       pairs=2, shard_size=2, length=2, vocab_size=4, num_classes=6,
       provenance={'captions': 'others'},

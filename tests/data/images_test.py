@@ -344,6 +344,13 @@ def test_lines_that_are_refused(tmp_path, line, message):
     images.JsonlSource(file, 'train', size=8, num_classes=3)
 
 
+def test_a_line_of_another_encoding(tmp_path):
+  file = tmp_path / 'all.jsonl'
+  file.write_bytes(b'{"image": "b.png", "label": 0}\n{"image": "\xff.png"}')
+  with pytest.raises(ValueError, match=r'all.jsonl:\d: not UTF-8 text'):
+    images.JsonlSource(file, 'train', size=8)
+
+
 def test_names_in_lines_are_counted(folder):
   _, read = lines(folder, lambda f: f.parent.name, num_classes=2)
   with pytest.raises(ValueError, match='has 3 classes .*, not 2'):

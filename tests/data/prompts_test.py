@@ -51,6 +51,8 @@ def test_text(tmp_path):
     ('', 'the line is empty; remove it'),
     ('   ', 'the line is empty; remove it'),
     ('{"prompt"', 'not JSON'),
+    ('[' * 100_000, 'not JSON'),
+    (r'{"prompt": "cute \ud83d"}', 'the prompt is no Unicode text'),
     ('"a cat"', 'not an object'),
     ('{"caption": "x"}', 'no field "prompt", only [\'caption\']'),
     ('{"prompt": "  ", "label": 1}', "no text or empty: '  '"),

@@ -119,13 +119,17 @@ def test_features_that_are_refused(folder):
   file = folder / 'features.json'
   fields = json.loads(file.read_text())
   features = fields['featuresDict']['features']
-  label = features.pop('label')
+  label, image = features.pop('label'), features['image']
   file.write_text(json.dumps(fields))
   with pytest.raises(ValueError, match="no feature 'label': it has .*image"):
     tfds.from_folder(folder, 'train', size=8)
   features |= {'label': label, 'image': label}
   file.write_text(json.dumps(fields))
   with pytest.raises(ValueError, match="'image' is no image but ClassLabel"):
+    tfds.from_folder(folder, 'train', size=8)
+  features |= {'image': image, 'label': image}
+  file.write_text(json.dumps(fields))
+  with pytest.raises(ValueError, match="'label' is no class but Image"):
     tfds.from_folder(folder, 'train', size=8)
 
 

@@ -273,6 +273,7 @@ def test_images_are_compared_of_every_part_of_a_batch(count, expected):
     ({'t_set': ()}, 't_set'),
     ({'split': 17}, r'split=17: expected a step in \[0, 16\]'),
     ({'loss_norm': 'l3'}, "loss_norm='l3'"),
+    ({'perceptual_batch': -3}, 'perceptual_batch=-3 is negative'),
     ({'loss_norm': 'network'}, "needs a frozen network 'perceptual'"),
 ])
 def test_settings_that_do_not_fit(fields, message):

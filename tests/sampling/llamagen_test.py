@@ -356,10 +356,12 @@ def test_impossible_requests_are_refused():
   few = functools.partial(
       sampling.few_step, student, vae, sp, vp, draw_noise(), LABELS
   )
-  with pytest.raises(ValueError, match='must start with 0'):
-    few(t_list=(2,), split=2)
-  with pytest.raises(ValueError, match=r'split: 10 is not in \[0, 9\]'):
-    few(t_list=(0,), split=10)
+  for t_list in (), (2,), (0, 0, 5), (0, 5, 3), (0, 9):
+    with pytest.raises(ValueError, match='must start with 0, increase and'):
+      few(t_list=t_list, split=2)
+  for split in -1, 10:
+    with pytest.raises(ValueError, match=r'split=.* must lie in \[0, 9\]'):
+      few(t_list=(0,), split=split)
   with pytest.raises(ValueError, match=r'expected \(B, 9, 6\)'):
     sampling.few_step(
         student, vae, sp, vp, draw_noise()[:, 1:], LABELS, t_list=(0,), split=2

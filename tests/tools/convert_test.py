@@ -142,6 +142,19 @@ def test_dry_run_shows_coverage_and_writes_nothing(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+def test_one_side_is_a_list(tmp_path):
+  case = golden_cases.load('var_vqvae_tiny')
+  file = tmp_path / 'a.pth'
+  torch_files.save_zip(file, {
+      k: torch_files.tensor(v) for k, v in case.tensors().items()
+  })
+  command = ('--family=var_vqvae', f'--input={file}', '--dry_run')
+  assert 'patch_nums=4: a single side is [4]' in fail(
+      *command, '--config=patch_nums=4'
+  )
+  assert '"patch_nums": [4]' in succeed(*command, '--config=patch_nums=[4]')
+
+
 def test_sizes_by_hand(tmp_path):
   case = golden_cases.load('dd_var_tiny_saln')
   file = tmp_path / 'a.pth'

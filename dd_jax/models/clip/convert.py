@@ -72,7 +72,7 @@ def _infer(
     tensors: family.Tensors, given: Mapping[str, Any]
 ) -> dict[str, Any]:
   patch = family.size(tensors, _PATCH, 2)
-  side = round((family.size(tensors, _IMAGE_POSITION, 0) - 1) ** 0.5)
+  side = round(max(family.size(tensors, _IMAGE_POSITION, 0) - 1, 0) ** 0.5)
   fields = {
       'image_size': side * patch,
       'patch_size': patch,

@@ -93,6 +93,8 @@ def _infer(
           'patch_nums', '1,2,3,4,5,6,8,10,13,16', 'no tensor tells it'
       )
     sides = family.patch_nums(family.size(tensors, IGNORE[0], 0))
+  if isinstance(sides, int):
+    raise ValueError(f'patch_nums={sides}: a single side is [{sides}]')
   return {
       'ch': ch,
       'ch_mult': tuple(
