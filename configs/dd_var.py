@@ -127,7 +127,7 @@ def _own(size: dict, fields: list[str], arg: str) -> dict:
       raise ValueError(
           f'configs/dd_var.py:{arg}: {field!r} must be name=value'
       )
-    own[name] = {'True': True, 'False': False}.get(value, value)
+    own[name] = {'true': True, 'false': False}.get(value.lower(), value)
   numbers = own.pop('classes', ''), own['channels']
   if not all(str(n).isdecimal() for n in numbers):
     raise ValueError(
@@ -136,6 +136,10 @@ def _own(size: dict, fields: list[str], arg: str) -> dict:
     )
   classes, channels = map(int, numbers)
   report = own.pop('report')
+  if not isinstance(report, bool):
+    raise ValueError(
+        f'configs/dd_var.py:{arg}: report={report}: expected True or False'
+    )
   source = dict(
       own, size=size['image_size'], channels=channels, num_classes=classes
   )

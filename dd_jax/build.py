@@ -70,7 +70,13 @@ class RoleConfig:
 def build_model(values: Mapping[str, Any]) -> Model:
   """A model of the registry from `name` and its config fields."""
   fields = dict(values)
-  return registry.get('models', fields.pop('name'))(fields)
+  return registry.get('models', _pop(fields, 'name', 'model'))(fields)
+
+
+def _pop(fields: dict[str, Any], key: str, where: str) -> Any:
+  if key not in fields:
+    raise ValueError(f'{where}={fields} lacks {key!r}')
+  return fields.pop(key)
 
 
 def build_critic(values: Mapping[str, Any]) -> Model:
@@ -91,7 +97,7 @@ def build_source(values: Mapping[str, Any], resolve: Resolve) -> Any:
   """
   fields = dict(values)
   captions = fields.pop('captions', None)
-  source = registry.get('sources', fields.pop('source'))
+  source = registry.get('sources', _pop(fields, 'source', 'data'))
   if 'path' in fields:
     fields['path'] = resolve(fields['path'])
   try:
@@ -226,6 +232,6 @@ def build_method(
         name, entry, steps, resolve, models, params
     )
   fields = dict(method)
-  cls = registry.get('methods', fields.pop('name'))
+  cls = registry.get('methods', _pop(fields, 'name', 'method'))
   config = config_lib.make(cls.Config, fields, f'method {cls.__name__}')
   return cls(config, built, models), sources, params

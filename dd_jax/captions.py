@@ -61,7 +61,7 @@ def run(context: Context) -> dict[str, Any]:
   """Runs a stage of kind 'captions'; see `CaptionsConfig`.
 
   Returns:
-    `artefact`, the folder of the captions, and `hash` of their manifest.
+    `artefact`, the folder of the captions, and `hashes` of their manifest.
 
   Raises:
     ValueError: sizes that do not fit the mesh or each other, or a caption that
@@ -104,7 +104,7 @@ def run(context: Context) -> dict[str, Any]:
   with console.Progress(context.name, len(prompts), done) as bar:
     for shard in todo:
       hooks.raise_if_preempted(
-          shard, f'{context.name}: stopped by a signal with {done} of '
+          f'{context.name}: stopped by a signal with {done} of '
           f'{len(prompts)} captions written'
       )
       ids = manifest.shard_ids(shard)
@@ -117,10 +117,10 @@ def run(context: Context) -> dict[str, Any]:
         )
       done += len(ids)
       bar.update(done)
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(context.name)
   if jax.process_index() == 0:
     writer.finalize()
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(context.name)
   text = (folder / 'manifest.json').read_text()
   return {
       'artefact': 'data',

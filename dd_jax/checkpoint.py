@@ -41,13 +41,21 @@ _README = """# {family} exported by dd_jax
 """
 
 
+class _Manager(ocp.CheckpointManager):
+
+  def reached_preemption(self, step: int) -> bool:
+    # The loop asks, with numbers of its own; see `hooks.preempted`.
+    del step
+    return False
+
+
 class Checkpointer:
   """Saves and restores a run: state, data iterator, description."""
 
   def __init__(
       self, directory: epath.Path, *, save_every: int, keep: int
   ):
-    self._manager = ocp.CheckpointManager(
+    self._manager = _Manager(
         directory,
         options=ocp.CheckpointManagerOptions(
             max_to_keep=keep, save_interval_steps=save_every, create=True,
@@ -61,9 +69,6 @@ class Checkpointer:
 
   def should_save(self, step: int) -> bool:
     return step % self._save_every == 0
-
-  def reached_preemption(self, step: int) -> bool:
-    return self._manager.reached_preemption(step)
 
   def save(
       self, state: TrainState, iterator: Any, meta: Mapping[str, Any], *,
@@ -109,12 +114,19 @@ class Checkpointer:
       items['ema'] = ocp.args.StandardRestore(abstract.ema)
     try:
       out = self._manager.restore(step, args=ocp.args.Composite(**items))
+    except jax.errors.JaxRuntimeError:  # of another process, not of the disk
+      raise
     except Exception as e:
       where = epath.Path(self._manager.directory) / str(step)
       raise ValueError(
           f'{where}: cannot be restored ({_first_line(e)}); remove that folder '
           'to resume from the save before it, or redo the stage'
       ) from e
+    if (version := out['meta']['format_version']) > FORMAT_VERSION:
+      raise ValueError(
+          f'{self._manager.directory}/{step}: format_version {version} is '
+          f'newer than {FORMAT_VERSION}; update dd_jax'
+      )
     opt = dict(out['opt'])
     state = TrainState(
         params=out['params'], ema=out.get('ema') or {}, opt=opt.pop('opt'),
@@ -274,18 +286,24 @@ def describe(path: epath.PathLike) -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: no export there.
-    ValueError: written by a newer format.
+    ValueError: not a description of one, or written by a newer format.
   """
   file = epath.Path(path) / 'model.json'
   if not file.exists():
     raise FileNotFoundError(
         f'{file} is missing: {path} is not an export of dd_jax'
     )
-  meta = json.loads(file.read_text())
-  if meta['format_version'] > FORMAT_VERSION:
+  try:
+    meta = json.loads(file.read_text())
+    version, _ = meta['format_version'], meta['family']
+  except (ValueError, KeyError, TypeError) as e:
     raise ValueError(
-        f'{file}: format_version {meta["format_version"]} is newer than '
-        f'{FORMAT_VERSION}; update dd_jax'
+        f'{file} does not describe an export of dd_jax ({e!r})'
+    ) from e
+  if version > FORMAT_VERSION:
+    raise ValueError(
+        f'{file}: format_version {version} is newer than {FORMAT_VERSION}; '
+        'update dd_jax'
     )
   return meta
 
@@ -309,6 +327,8 @@ def load_params(
     params = ocp.StandardCheckpointer().restore(
         paths.absolute(path) / 'params'
     )
+  except jax.errors.JaxRuntimeError:  # of another process, not of the disk
+    raise
   except Exception as e:
     raise ValueError(
         f'{path}/params cannot be read ({_first_line(e)}); redo the stage or '

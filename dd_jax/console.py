@@ -65,7 +65,7 @@ class Progress:
     self._bar = None
     self._began = self._said = time.monotonic()
     self._first: tuple[int, float] | None = None  # once all is compiled
-    self._done = start
+    self._done, self._note = start, ''
 
   def __enter__(self) -> Progress:
     if jax.process_index() == 0 and self._console.is_terminal:
@@ -85,9 +85,10 @@ class Progress:
     return self
 
   def update(self, done: int, note: str = '') -> None:
-    self._done = done
+    """Shows the work done, and a note until there is another one."""
+    self._done, self._note = done, note or self._note
     if self._bar is not None:
-      self._bar.update(self._task, completed=done, note=note)
+      self._bar.update(self._task, completed=done, note=self._note)
       return
     now = time.monotonic()
     if self._first is None:
@@ -97,7 +98,7 @@ class Progress:
     self._said = now
     rate = (done - self._first[0]) / (now - self._first[1])
     say(f'{self._name:<14} {done}/{self._total} ({done / self._total:.0%}), '
-        f'{(self._total - done) / rate:.0f} s left  {note}')
+        f'{(self._total - done) / rate:.0f} s left  {self._note}')
 
   def __exit__(self, kind, *_) -> None:
     if self._bar is not None:

@@ -136,7 +136,7 @@ def run(context: Context) -> dict[str, Any]:
   """Runs a stage of kind 'generate'; see `GenerateConfig`.
 
   Returns:
-    `artefact`, the folder of the pairs, and `hash` of their manifest.
+    `artefact`, the folder of the pairs, and `hashes` of their manifest.
 
   Raises:
     ValueError: batch or shard sizes that do not fit the mesh or each other.
@@ -191,8 +191,10 @@ def run(context: Context) -> dict[str, Any]:
   with (contextlib.closing(log),
         console.Progress(context.name, config.pairs, done) as bar):
     for shard in todo:
-      hooks.raise_if_preempted(shard, f'{context.name}: stopped by a signal '
-                               f'with {done} of {config.pairs} pairs written')
+      hooks.raise_if_preempted(
+          f'{context.name}: stopped by a signal with {done} of {config.pairs} '
+          'pairs written'
+      )
       ids = np.asarray(manifest.shard_ids(shard), np.uint32)
       # The last shard may be short: its last batch is filled up and cut.
       padded = np.resize(ids, -(-len(ids) // config.batch_size)
@@ -219,10 +221,10 @@ def run(context: Context) -> dict[str, Any]:
           'time/pairs_per_second': len(ids) / sum(spent.values()),
       })
       bar.update(done)
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(context.name)
   if jax.process_index() == 0:
     writer.finalize()
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(context.name)
   text = (folder / 'manifest.json').read_text()
   return {
       'artefact': 'data',

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Mapping, Sequence
+import itertools
 import json
 from typing import Any, NoReturn
 
@@ -26,19 +27,32 @@ class Preempted(Exception):
   """A signal stopped the run after it saved; the same command resumes it."""
 
 
-def raise_if_preempted(step: int, message: str) -> None:
-  """Stops where any host was told to (SIGTERM).
+# JAX has the hosts stop at the number after the highest that one of them has
+# asked for, and at no other: whoever asks, the numbers must never go back.
+_asked = itertools.count(1)
+
+
+def preempted() -> bool:
+  """Whether any host was told to stop (SIGTERM).
+
+  All hosts must ask equally often, and all learn of it at the same time.
+  """
+  # Without a distributed client the signal ends the process by itself.
+  return jax.distributed.is_initialized() and (
+      multihost_utils.reached_preemption_sync_point(next(_asked))
+  )
+
+
+def raise_if_preempted(message: str) -> None:
+  """Stops where any host was told to; see `preempted`.
 
   Args:
-    step: the same on all hosts; they agree at which one to stop.
     message: what has been saved.
 
   Raises:
     Preempted: saying how to go on.
   """
-  # Without a distributed client the signal ends the process by itself.
-  if jax.distributed.is_initialized() and (
-      multihost_utils.reached_preemption_sync_point(step)):
+  if preempted():
     raise Preempted(f'{message}; run the same command again to go on')
 
 

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 import dd_jax
-from dd_jax import build, checkpoint, console, programs
+from dd_jax import build, checkpoint, console, hooks, programs
 from dd_jax import config as config_lib
 from dd_jax.data import conditions as conditions_lib
 from dd_jax.evals import baselines, judge, report
@@ -144,6 +144,9 @@ def write_report(
   lines, images = [], {}
   with console.Progress(context.name, len(panel.rows)) as bar:
     for row in panel.rows:
+      hooks.raise_if_preempted(
+          f'{context.name}: stopped by a signal before {row.name}'
+      )
       images[row.name], labels, seconds = _run_row(row, config, conditions)
       scores = judge.score(
           images[row.name], labels, features, logits, reference

@@ -62,15 +62,14 @@ def connect() -> None:
 
   Even a single process needs the client: it is what tells us of SIGTERM.
   """
-  if _COORDINATOR.value or jax.config.jax_platforms != 'cpu':
+  given = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+  told = given != (None, None, None)
+  if told or jax.config.jax_platforms != 'cpu':
     try:
-      jax.distributed.initialize(
-          _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
-          **_TIMEOUTS,
-      )
+      jax.distributed.initialize(*given, **_TIMEOUTS)
       return
     except ValueError:
-      if _COORDINATOR.value:
+      if told:
         raise
   with socket.socket() as s:
     s.bind(('localhost', 0))
@@ -115,6 +114,13 @@ def main(argv: list[str]) -> None:
   except RuntimeError as e:
     console.fail(f'the other processes cannot be reached: {e}')
     _leave(_EXIT_LOST)
+  except (ValueError, IndexError) as e:
+    console.fail(
+        f'--coordinator={_COORDINATOR.value}, --num_processes='
+        f'{_NUM_PROCESSES.value} and --process_id={_PROCESS_ID.value}: give '
+        f'host:port, how many, and one below that; or none of them ({e})'
+    )
+    _leave(2)
   try:
     _keep_freed_memory()
     config = _CONFIG.value.to_dict()

@@ -104,6 +104,8 @@ class JsonlWriter(metric_writers.MetricWriter):
       resume_at: records of later steps are dropped: they will come again.
     """
     self._file = epath.Path(file)
+    # Nothing can be added to an object of a bucket: it is written anew.
+    self._bucket = '://' in str(self._file)
     self._lines = []
     if self._file.exists():
       self._lines = [
@@ -111,11 +113,15 @@ class JsonlWriter(metric_writers.MetricWriter):
           if _step_of(line) <= resume_at
       ]
     self._write()
-    # Nothing can be added to an object of a bucket: it is written anew.
-    self._bucket = '://' in str(self._file)
 
   def _write(self):
-    self._file.write_text(''.join(f'{line}\n' for line in self._lines))
+    # On a disk by another name first: it might be stopped half way.
+    part = self._file
+    if not self._bucket:
+      part = part.with_name(f'{part.name}.tmp')
+    part.write_text(''.join(f'{line}\n' for line in self._lines))
+    if part != self._file:
+      part.replace(self._file)
     self._written = time.monotonic()
 
   def write_scalars(self, step, scalars):

@@ -89,7 +89,8 @@ class Model:
   """A network as data and pure functions; built by `dd_jax.models`.
 
   Attributes:
-    family: name in `registry.MODELS` that rebuilds this model from `config`.
+    family: name in `registry.TABLES['models']` that rebuilds this model from
+      `config`.
     config: frozen, JSON-able dataclass.
     init: `key -> params`.
     fns: pure functions `(params, *inputs, **static) -> outputs` by name;

@@ -9,8 +9,10 @@ in models or methods.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
+import functools
 import math
 import re
 from typing import Any
@@ -218,6 +220,11 @@ def check_batch(size: int, mesh: Mesh, micro_batches: int = 1) -> None:
     ValueError: naming batch_size, the mesh and what would fit.
   """
   parts = math.prod(mesh.shape[a] for a in BATCH) * micro_batches
+  if micro_batches < 1 or size < 1:
+    raise ValueError(
+        f'batch_size={size} and micro_batches={micro_batches} must be at '
+        'least 1'
+    )
   if size % parts:
     raise ValueError(
         f'batch_size={size} does not divide over {parts} = '
@@ -226,11 +233,39 @@ def check_batch(size: int, mesh: Mesh, micro_batches: int = 1) -> None:
     )
 
 
+@functools.cache
+def batch_share(mesh: Mesh) -> tuple[int, int]:
+  """Which part of every batch this process reads, and how many parts there are.
+
+  Processes that have the same examples, since an axis that splits weights goes
+  across them, read the same part.
+
+  Raises:
+    ValueError: the parts of two processes overlap, or differ in size.
+  """
+  held = collections.defaultdict(set)
+  for (data, fsdp, *_), device in np.ndenumerate(mesh.devices):
+    held[device.process_index].add(data * mesh.shape['fsdp'] + fsdp)
+  rows = {process: tuple(sorted(part)) for process, part in held.items()}
+  parts = sorted(set(rows.values()))
+  if sum(map(len, parts)) != len(set().union(*parts)) or len(
+      {*map(len, parts)}) > 1:
+    raise ValueError(
+        f'mesh={dict(mesh.shape)}: its processes do not share the examples '
+        'evenly; let data*fsdp, or what is left, be a multiple of the devices '
+        'of a process'
+    )
+  return parts.index(rows[jax.process_index()]), len(parts)
+
+
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
-  """This process's examples as parts of global arrays on the mesh."""
+  """This process's part, see `batch_share`, of global arrays on the mesh."""
   sharding = batch_sharding(mesh)
+  _, parts = batch_share(mesh)
   return {
-      k: jax.make_array_from_process_local_data(sharding, v)
+      k: jax.make_array_from_process_local_data(
+          sharding, v, (len(v) * parts, *v.shape[1:])
+      )
       for k, v in batch.items()
   }
 

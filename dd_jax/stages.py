@@ -3,11 +3,12 @@
 """A run is a list of stages; this runs those that are not finished.
 
     <workdir>/<stage>/stage.json   what made the artefact beside it
+    <workdir>/redo                 while a run with --redo is not finished
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 import dataclasses
 import graphlib
 import hashlib
@@ -22,10 +23,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from dd_jax import config as config_lib
-from dd_jax import console, paths, registry, released, sharding
+from dd_jax import console, hooks, paths, registry, released, sharding
 
 FORMAT_VERSION = 1
 _PREFIX = 'stage:'
+# While it is there, the stages that were to be made again have been removed.
+_REDO = 'redo'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +130,11 @@ def parse(config: Mapping[str, Any]) -> list[Stage]:
             f'stage {name!r} reads stage {ref!r}, which the config lacks; it '
             f'has {sorted(config["stages"])}'
         )
-    values.setdefault('seed', config['seed'])
+    seed = values.setdefault('seed', config['seed'])
+    if type(seed) is not int or not 0 <= seed < 2**32:
+      raise ValueError(
+          f'stage {name!r}: seed={seed!r} must be an integer in [0, 2**32)'
+      )
     rules = values.pop('rules', config['rules'])
     if rules not in sharding.RULES:
       raise ValueError(
@@ -200,6 +207,24 @@ def _check(stage: Stage, record: Mapping[str, Any],
       )
 
 
+def _remove(names: Collection[str], workdir: epath.Path, made_by: str) -> None:
+  """Removes the folders of stages that are to be made again."""
+  for name in names if jax.process_index() == 0 else ():
+    if (workdir / name).exists():
+      logging.info('redoing %s', name)
+      (workdir / name).rmtree()
+  if jax.process_index() == 0:
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / _REDO).write_text(made_by)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices('redo')
+
+
+def _forget_redo(workdir: epath.Path) -> None:
+  if jax.process_index() == 0:
+    (workdir / _REDO).unlink(missing_ok=True)
+
+
 def _dependents(stages: Sequence[Stage], names: set[str]) -> set[str]:
   out = set(names)
   for stage in stages:  # in order, so one pass is enough
@@ -239,33 +264,45 @@ def run(
       raise ValueError(f'no stage {name!r}; this config has {names}')
   mesh = sharding.make_mesh(config['mesh'])
   again = _dependents(stages, set(redo))
+  # Whoever starts a stopped run again repeats its flags too: what is being made
+  # again is removed once.
+  made_by = _hash([s.config for s in stages if s.name in again])
+  marker = workdir / _REDO
+  if again:
+    going_on = marker.exists() and marker.read_text() == made_by
+    if jax.process_count() > 1:  # all have looked before it may be written
+      multihost_utils.sync_global_devices('redo or go on')
+    again = set() if going_on else again
   # Nothing is touched before everything that is there has been checked.
   records: dict[str, dict[str, Any]] = {}
+
+  def hashes_of(stage: Stage) -> dict[str, str]:
+    """What is known of a stage's inputs."""
+    return {n: records[n]['hash'] for n in stage.inputs
+            if n in records and records[n]['complete']}
+
   for stage in stages:
     record = read_record(workdir / stage.name)
     if record is None or stage.name in again:
       continue
-    known = {n: records[n]['hash'] for n in stage.inputs
-             if n in records and records[n]['complete']}
-    _check(stage, record, known, workdir / stage.name)
+    _check(stage, record, hashes_of(stage), workdir / stage.name)
     records[stage.name] = record
   released.check([
       s for s in stages if only in (None, s.name)
       and not records.get(s.name, {'complete': False})['complete']
   ])
-  for name in again if jax.process_index() == 0 else ():
-    if (workdir / name).exists():
-      logging.info('redoing %s', name)
-      (workdir / name).rmtree()
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices('redo')
+  if again:
+    _remove(again, workdir, made_by)
   for stage in stages:
     if only and stage.name != only:
       continue
     done = records.get(stage.name)
+    if done:  # an input may just have been made, and differ
+      _check(stage, done, hashes_of(stage), workdir / stage.name)
     if done and done['complete']:
       console.say(f'{stage.name:<14} complete, skipped')
       continue
+    hooks.raise_if_preempted(f'stopped by a signal before {stage.name}')
     context = Context(
         name=stage.name,
         config={k: v for k, v in stage.config.items() if k != 'seed'},
@@ -291,4 +328,5 @@ def run(
     }
     _write_record(context.directory, record)
     records[stage.name] = record
+  _forget_redo(workdir)
   return {n: r for n, r in records.items() if r['complete']}

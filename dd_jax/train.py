@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import time
@@ -63,6 +63,11 @@ class TrainConfig:
   profile_first: int = 10
   profile_steps: int = 0
 
+  def __post_init__(self) -> None:
+    for name in ('log_every', 'save_every', 'keep'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name}={getattr(self, name)} must be at least 1')
+
 
 class Programs:
   """Compiled train steps, one per tuple of updates, ahead of time.
@@ -107,7 +112,7 @@ class Programs:
 def fresh_state(
     method: Method, seed: int, sources: Mapping[str, Params | None],
     mesh: Mesh, rules: str,
-) -> tuple[TrainState, TrainState]:
+) -> tuple[TrainState, Callable[..., TrainState]]:
   """An abstract state with shardings, and the function that makes it."""
   make = functools.partial(init_state, method, jax.random.key(seed))
   abstract = jax.eval_shape(make, sources)
@@ -135,9 +140,10 @@ def evaluate_losses(
   updates = method.updates(step)
   if updates not in programs:
     programs[updates] = make_evaluation(method, updates)
+  part, parts = sharding.batch_share(mesh)
   iterator = pipeline.make_iterator(
       source, batch_size=config.batch_size, seed=0, shuffle=False,
-      process_index=jax.process_index(), process_count=jax.process_count(),
+      process_index=part, process_count=parts,
   )
   history = []
   for _ in range(config.eval_batches):
@@ -179,9 +185,10 @@ def train(
   sharding.check_batch(config.batch_size, mesh, config.micro_batches)
   source = build.build_source(config.data, resolve)
   heldout = config.heldout and build.build_source(config.heldout, resolve)
+  part, parts = sharding.batch_share(mesh)
   stream = dict(
       source=source, batch_size=config.batch_size, seed=seed,
-      process_index=jax.process_index(), process_count=jax.process_count(),
+      process_index=part, process_count=parts,
   )
   iterator = pipeline.make_iterator(**stream)
   abstract, fresh = fresh_state(method, seed, sources, mesh, rules)
@@ -238,15 +245,18 @@ def train(
     with console.Progress(name, config.steps, start) as bar:
       for step in range(start, config.steps):
         # The order is law: evaluate, save, and only then advance the data, so
-        # that a resumed run sees the batch that comes next and no other.
-        if heldout and config.eval_every and step % config.eval_every == 0:
+        # that a resumed run sees the batch that comes next and no other. It
+        # has been evaluated where it was saved.
+        if heldout and config.eval_every and step % config.eval_every == 0 and (
+            step > start or not start):
           with clock.spend('eval'):
             writer.write_scalars(step, evaluate_losses(
                 method, state, frozen, heldout, config, mesh, evaluations
             ))
-        preempted = saver.reached_preemption(step)
+        preempted = hooks.preempted()
         if step > start and (preempted or saver.should_save(step)):
           report(step)
+          writer.flush()  # a run that goes on from here has nothing of before
           with clock.spend('save'):
             saver.save(state, iterator, {'stage': name}, force=preempted)
         if preempted:
@@ -273,11 +283,12 @@ def train(
         flops_done += method.flops(updates, config.batch_size)
         bar.update(step + 1, note)
       report(config.steps)
-    if heldout and config.eval_every:
+    if heldout and config.eval_every and start < config.steps:
       with clock.spend('eval'):
         writer.write_scalars(config.steps, evaluate_losses(
             method, state, frozen, heldout, config, mesh, evaluations
         ))
+    writer.flush()
     with clock.spend('save'):
       if saver.latest_step != config.steps:
         saver.save(state, iterator, {'stage': name}, force=True)

@@ -49,8 +49,10 @@ def test_a_file_gets_a_line_every_ten_seconds_with_the_time_left(now, capsys):
   # Went on at step 20. To compile takes 30 seconds, and is no part of a rate.
   with console.Progress('student', 100, 20) as bar:
     work(now, 30, bar, [21])
-    work(now, 2, bar, range(22, 28), 'loss 1')
-    work(now, 4, bar, range(28, 31), 'loss 2')
+    work(now, 2, bar, [22], 'loss 1')
+    work(now, 2, bar, range(23, 28))  # a note stays until there is another
+    work(now, 4, bar, [28], 'loss 2')
+    work(now, 4, bar, range(29, 31))
     work(now, 1, bar, [100])
   assert capsys.readouterr().out.splitlines() == [
       'student        22/100 (22%), 156 s left  loss 1',  # 2 seconds each

@@ -106,6 +106,7 @@ def test_arguments_on_the_page_give_configs_that_fit():
         ('own_32,path=x,classes=a', 'own images need classes='),
         ('own_32,path=x,classes=2,channels=a', 'own images need classes='),
         ('own_32,flowers', "'flowers' must be name=value"),
+        ('own_32,path=x,classes=2,report=0', 'report=0: expected True or Fal'),
         ('own_32,path=', "'path=' must be name=value"),
         ('own_31,path=x', "expected one of .*'own_32'"),
     ],
@@ -113,6 +114,12 @@ def test_arguments_on_the_page_give_configs_that_fit():
 def test_arguments_that_are_refused(arg, message):
   with pytest.raises(ValueError, match=message):
     config_of(arg)
+
+
+@pytest.mark.parametrize('value', ['False', 'false'])
+def test_own_images_without_a_judge(value):
+  stages = config_of(f'own_32,path=x,classes=2,report={value}')['stages']
+  assert not {'judge', 'evaluate'} & set(stages)
 
 
 def test_names_that_a_page_shows_exist():

@@ -118,20 +118,37 @@ def test_a_kill_and_a_signal_leave_no_trace(cache, finished, tmp_path, stage):
 
 
 def test_two_processes_go_on_where_one_was_stopped(cache, finished, tmp_path):
-  workdir = copy_of(finished, tmp_path, ())
+  workdir = copy_of(finished, tmp_path, ('evaluate',))
   unfinish(workdir, 'trajectories', 'data/*-0000[13]-of-*')
-  unfinish(workdir, 'student', 'checkpoints/8', 'export')
-  result = subprocess.run(
-      [ROOT / 'launch/cpu_mesh.sh', CONFIG, f'--workdir={workdir}'],
-      env=environment_of(cache),
-      capture_output=True, text=True, check=False, timeout=600,
-  )
-  assert result.returncode == 0, result.stderr
-  assert result.stdout.count('complete, skipped') == 4
+
+  def run(*args):
+    result = subprocess.run(
+        [ROOT / 'launch/cpu_mesh.sh', CONFIG, f'--workdir={workdir}', *args],
+        env=environment_of(cache),
+        capture_output=True, text=True, check=False, timeout=600,
+    )
+    assert result.returncode == 0, result.stderr
+
+  run('--stage=trajectories')
   assert tree_of(workdir / 'trajectories/data') == tree_of(
       finished / 'trajectories/data'
   )
-  check_close(workdir, finished)
+  # Examples split over the processes; all of them on both.
+  for mesh in (), ('--config.mesh.data=1', '--config.mesh.tensor=8'):
+    unfinish(workdir, 'student', 'checkpoints/8', 'export')
+    run('--stage=student', *mesh)
+    check_close(workdir, finished)
+
+
+@pytest.mark.parametrize('flags', [
+    ('--num_processes=2', '--process_id=1'), ('--coordinator=localhost:1234',),
+    ('--coordinator=localhost', '--num_processes=1', '--process_id=0'),
+    ('--coordinator=localhost:1', '--num_processes=2', '--process_id=2'),
+])
+def test_flags_of_processes_that_do_not_fit(cache, tmp_path, flags):
+  check_refused(
+      cache, CONFIG, tmp_path, *flags, match='give host:port, how many'
+  )
 
 
 def check_close(workdir, finished):
@@ -221,6 +238,20 @@ def test_redo_makes_the_stage_and_its_dependents_again(
   assert result.stdout.count('complete, skipped') == 4
   assert record(workdir, 'student')['config']['steps'] == 3
   assert record(workdir, 'teacher') == record(finished, 'teacher')
+
+
+def test_a_full_disk_leaves_the_shards_before_it(cache, finished, tmp_path):
+  workdir = copy_of(finished, tmp_path, ('student', 'evaluate'))
+  unfinish(workdir, 'trajectories', 'data/*-0000[23]-of-*', 'metrics.jsonl')
+  args = (CONFIG, f'--workdir={workdir}', '--stage=trajectories')
+  full = run_main(cache, *args, kill=('FULL', '1000'))
+  assert full.returncode == 1
+  assert 'is the disk full' in full.stderr
+  assert 'Traceback' not in full.stderr
+  assert run_main(cache, *args).returncode == 0
+  assert tree_of(workdir / 'trajectories/data') == tree_of(
+      finished / 'trajectories/data'
+  )
 
 
 def test_a_full_disk_leaves_the_saves_before_it(cache, finished, tmp_path):

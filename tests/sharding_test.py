@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import functools
+import types
 
 import jax
 from jax.sharding import PartitionSpec as P
@@ -179,6 +180,48 @@ def test_forward_is_the_same_on_any_mesh(name):
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
       want, got,
   )
+
+
+class Grid:
+  """A mesh of which only the processes are known, in the order of devices."""
+
+  axis_names = sharding.AXES
+
+  def __init__(self, data, fsdp, tensor, per_process):
+    shape = (data, fsdp, tensor, 1)
+    self.shape = dict(zip(self.axis_names, shape, strict=True))
+    self.devices = np.empty(shape, object)
+    for i in range(self.devices.size):
+      self.devices.flat[i] = types.SimpleNamespace(
+          process_index=i // per_process
+      )
+
+
+@pytest.mark.parametrize('grid, shares', [
+    (Grid(8, 1, 1, 2), [(0, 4), (1, 4), (2, 4), (3, 4)]),
+    (Grid(2, 2, 2, 4), [(0, 2), (1, 2)]),
+    # The weights of a layer lie on two processes, on all of them.
+    (Grid(2, 1, 4, 2), [(0, 2), (0, 2), (1, 2), (1, 2)]),
+    (Grid(1, 2, 2, 1), [(0, 2), (0, 2), (1, 2), (1, 2)]),
+    (Grid(1, 1, 8, 4), [(0, 1), (0, 1)]),
+])
+def test_processes_with_the_same_examples_read_them(grid, shares, monkeypatch):
+  got = []
+  for process in range(len(shares)):
+    monkeypatch.setattr(jax, 'process_index', lambda process=process: process)
+    got.append(sharding.batch_share.__wrapped__(grid))
+  assert got == shares
+
+
+def test_processes_that_overlap_are_refused():
+  with pytest.raises(ValueError, match='do not share the examples evenly'):
+    sharding.batch_share(Grid(3, 1, 2, 3))
+
+
+@pytest.mark.parametrize('size, micro_batches', [(0, 1), (8, 0), (-8, 1)])
+def test_no_batch_is_refused(size, micro_batches):
+  with pytest.raises(ValueError, match='must be at least 1'):
+    sharding.check_batch(size, sharding.make_mesh({'data': 8}), micro_batches)
 
 
 def test_mesh_errors_name_what_is_wrong():

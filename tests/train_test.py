@@ -9,8 +9,10 @@ import itertools
 import json
 import math
 import pathlib
+import shutil
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
@@ -574,6 +576,86 @@ def test_heldout_batches_are_collected_too(teacher, tmp_path, monkeypatch):
   )
   stages.run(config, tmp_path / 'w')
   assert steps == [0, 0, 0, 0, 1, 2, 2, 2]
+
+
+def test_a_run_that_goes_on_has_each_record_once(
+    teacher, tmp_path, monkeypatch
+):
+  config = toy_method.make_config(teacher, steps=8, save_every=4)
+  config['stages']['run'] |= dict(
+      heldout=dict(source='numbers', count=96), eval_every=4
+  )
+  written = []  # whether records had reached the disk when a save began
+  save = checkpoint.Checkpointer.save
+
+  def watch(self, state, *args, **kwargs):
+    written.append(records_of(tmp_path / 'w')[-1]['step'] == int(state.step))
+    save(self, state, *args, **kwargs)
+
+  monkeypatch.setattr(checkpoint.Checkpointer, 'save', watch)
+  stop_after(monkeypatch, 6)
+  with pytest.raises(Killed):
+    stages.run(config, tmp_path / 'w')
+  stop_after(monkeypatch, 100)
+  stages.run(config, tmp_path / 'w')
+  # Killed once more, when all but the export was there.
+  shutil.rmtree(tmp_path / 'w/run/export')
+  record = json.loads((tmp_path / 'w/run/stage.json').read_text())
+  (tmp_path / 'w/run/stage.json').write_text(
+      json.dumps(record | {'complete': False})
+  )
+  stages.run(config, tmp_path / 'w')
+  evaluated = [
+      r['step'] for r in records_of(tmp_path / 'w')
+      if any(k.startswith('heldout/') for k in r)
+  ]
+  assert evaluated == [0, 4, 8]
+  assert written == [True, True]
+
+
+def test_a_signal_is_heard_though_saves_have_numbers_too(
+    teacher, tmp_path, monkeypatch
+):
+  """JAX waits for the number after the last one that anybody asked for."""
+  last, point = [100], [None]
+
+  def reached(number):
+    last[0] = number
+    return number == point[0]
+
+  monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: True)
+  monkeypatch.setattr(
+      multihost_utils, 'reached_preemption_sync_point', reached
+  )
+  monkeypatch.setattr(hooks, '_asked', itertools.count(101))
+  save = checkpoint.Checkpointer.save
+
+  def notice(self, state, *args, **kwargs):
+    save(self, state, *args, **kwargs)
+    point[0] = point[0] or last[0] + 1
+
+  monkeypatch.setattr(checkpoint.Checkpointer, 'save', notice)
+  config = toy_method.make_config(teacher, save_every=5)
+  with pytest.raises(hooks.Preempted, match='saved at step 6'):
+    stages.run(config, tmp_path / 'w')
+  stages.run(config, tmp_path / 'w')
+
+
+@pytest.mark.parametrize('field', ['log_every', 'save_every', 'keep'])
+def test_intervals_are_at_least_a_step(teacher, tmp_path, field):
+  config = toy_method.make_config(teacher)
+  config['stages']['run'][field] = 0
+  with pytest.raises(ValueError, match=f'{field}=0 must be at least 1'):
+    stages.run(config, tmp_path / 'w')
+
+
+@pytest.mark.parametrize('where', ['data', 'method'])
+def test_an_entry_without_a_name(teacher, tmp_path, where):
+  config = toy_method.make_config(teacher)
+  key = {'data': 'source', 'method': 'name'}[where]
+  del config['stages']['run'][where][key]
+  with pytest.raises(ValueError, match=f"{where}=.* lacks '{key}'"):
+    stages.run(config, tmp_path / 'w')
 
 
 def test_batch_that_the_mesh_does_not_divide(teacher, tmp_path):
