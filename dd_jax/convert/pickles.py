@@ -60,10 +60,13 @@ def read_legacy(
   def run() -> Any:
     return Machine(path, find, inert, size).run(file)
 
-  if run() != LEGACY_MAGIC:
+  # Of numbers alone: other objects have their own idea of a comparison.
+  magic = run()
+  if type(magic) is not int or magic != LEGACY_MAGIC:
     raise ReadError(f'{path}: a pickle, but not one of torch.save')
   version, system = run(), run()
-  if version != _LEGACY_VERSION or not isinstance(system, Mapping):
+  if type(version) is not int or version != _LEGACY_VERSION or not isinstance(
+      system, Mapping):
     raise ReadError(
         f'{path}: version {short(version)} of torch.save is not known'
     )
@@ -149,6 +152,7 @@ class Machine:
       inert: Collection[str], size: int,
   ):
     self.path, self._find, self.size = path, find, size
+    self._read_past = frozenset(inert)
     self._inert = {*self.inert, *inert}
     self.stack: list[Any] = []
     self._memo: dict[int, Any] = {}
@@ -264,13 +268,7 @@ class Machine:
 
   def _build(self, target: Any, state: Any) -> None:
     if isinstance(target, np.ndarray):
-      _, shape, dtype, fortran, data = of(tuple, state)
-      data, dtype = of(bytes, data), of(np.dtype, dtype)
-      self.spend(len(data) // _BYTES_PER_WORK)
-      # NumPy compares the bytes with the shape.
-      target.__setstate__(
-          (1, tuple(map(_count, shape)), dtype, of(bool, fortran), data)
-      )
+      self._build_array(target, of(tuple, state))
     elif isinstance(target, np.dtype):
       check_order(self.path, of(tuple, state)[1] != '>')
     elif not isinstance(target, dict | Placeholder | LazyArray):
@@ -279,6 +277,25 @@ class Machine:
           'not one of weights'
       )
     # Of others it sets attributes, which are of no use here.
+
+  def _build_array(self, target: np.ndarray, state: tuple[Any, ...]) -> None:
+    """Fills an array, once: whoever has a view of it must not lose its bytes.
+    """
+    _, shape, dtype, fortran, data = state
+    if not isinstance(dtype, np.dtype):
+      raise ReadError(
+          f'{self.path}: an array of a type that weights do not have. '
+          f'--inert={",".join(f"{m}._reconstruct" for m in NUMPY)} reads past '
+          'arrays'
+      )
+    if target.size:
+      raise ValueError('an array that is built twice')
+    data = of(bytes, data)
+    self.spend(len(data) // _BYTES_PER_WORK)
+    # NumPy compares the bytes with the shape.
+    target.__setstate__((
+        1, tuple(map(_count, of(tuple, shape))), dtype, of(bool, fortran), data
+    ))
 
   def _allowed(self, module: str, attribute: str) -> Any:
     module = _PYTHON_2.get(module, module)
@@ -299,10 +316,10 @@ class Machine:
 
   def _call(self, called: Global, arguments: tuple[Any, ...]) -> Any:
     rebuild = self.calls.get(called.name)
-    if rebuild is None:
+    if rebuild is None or called.name in self._read_past:
       return Placeholder(called.name)
     for argument in arguments:
-      if isinstance(argument, tuple | list | dict | set | frozenset):
+      if isinstance(argument, _CONTAINERS):
         self.spend(len(argument))
     return rebuild(self, *arguments)
 
@@ -386,9 +403,10 @@ class _Short:
     return self._file.readline(_MAX_HEADER)
 
 
-def of(kind: type, value: Any) -> Any:
+def of(kind: type | tuple[type, ...], value: Any) -> Any:
   if not isinstance(value, kind):
-    raise TypeError(f'{type(value).__name__} where {kind.__name__} should be')
+    wanted = kind.__name__ if isinstance(kind, type) else 'a container'
+    raise TypeError(f'{type(value).__name__} where {wanted} should be')
   return value
 
 
@@ -415,11 +433,11 @@ def _pairs(items: Sequence[Any]) -> dict[Any, Any]:
 def _dict(_: Machine, pairs: Any = ()) -> dict[Any, Any]:
   if isinstance(pairs, dict):
     return dict(pairs)
-  return {_key(k): v for k, v in pairs}
+  return {_key(k): v for k, v in of(_CONTAINERS, pairs)}
 
 
 def _set(_: Machine, items: Any = ()) -> set[Any]:
-  return set(map(_key, items))
+  return set(map(_key, of(_CONTAINERS, items)))
 
 
 def _array(_: Machine, kind: Any, *__: Any) -> np.ndarray:
@@ -429,10 +447,10 @@ def _array(_: Machine, kind: Any, *__: Any) -> np.ndarray:
   return np.zeros(0)
 
 
-def _array_type(_: Machine, code: Any, *__: Any) -> np.dtype:
-  if code not in _ARRAY_TYPES:
-    raise ValueError(f'an array of {short(code)}')
-  return np.dtype(code)
+def _array_type(_: Machine, code: Any, *__: Any) -> np.dtype | Placeholder:
+  if code in _ARRAY_TYPES:
+    return np.dtype(code)
+  return Placeholder('numpy.dtype')  # of a lone value, perhaps
 
 
 def _encode(machine: Machine, text: Any, encoding: Any) -> bytes:
@@ -443,6 +461,9 @@ def _encode(machine: Machine, text: Any, encoding: Any) -> bytes:
   return text.encode(encoding)
 
 
+# What calls may go through item by item. Text, bytes and arrays are not: every
+# item of theirs would become an object.
+_CONTAINERS = (tuple, list, dict, set, frozenset)
 _CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
 _EMPTY = {
     'EMPTY_DICT': dict, 'EMPTY_LIST': list, 'EMPTY_SET': set,
@@ -498,7 +519,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     'collections.OrderedDict': _dict,
     'collections.defaultdict': lambda _, *factory: {},
     'builtins.set': _set,
-    'torch.Size': lambda _, shape: tuple(shape),
+    'torch.Size': lambda _, shape: tuple(of(_CONTAINERS, shape)),
     'torch._utils._rebuild_tensor':
         lambda m, storage, offset, shape, strides:
             m.tensor(storage, offset, shape, strides),

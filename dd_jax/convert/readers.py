@@ -34,8 +34,8 @@ class Contents:
 
   Attributes:
     format: 'safetensors', 'torch zip', 'torch legacy' or 'persistent pickle'.
-    tree: nested dicts, lists and tuples of plain values, `LazyArray`s and
-      `pickles.Placeholder`s.
+    tree: nested dicts, lists and tuples of plain values, `LazyArray`s, arrays
+      and `pickles.Placeholder`s.
   """
 
   format: str
