@@ -162,7 +162,7 @@ def _imagenet(name: str, fields: list[str]) -> ConfigDict:
   config.weights = 'weights'
   config.images = 'imagenet/train'
   folder = config.get_ref('weights')
-  images = dict(source='folder', path=config.get_ref('images'))
+  images = dict(source='folder', path=config.get_ref('images'), split='all')
   if fields:
     images = dict(field.partition('=')[::2] for field in fields)
     if not images.get('source') or not all(images.values()):
@@ -170,6 +170,11 @@ def _imagenet(name: str, fields: list[str]) -> ConfigDict:
           f'configs/dmd2_edm.py:{name}: expected source=<name> and its fields, '
           f'not {",".join(fields)}'
       )
+    if images['source'] in ('tfds', 'arrayrecord'):
+      # The network knows classes in the order of their WordNet numbers.
+      images = dict(images, split='train', sort_classes=True)
+    else:
+      images = dict(images, split='all')
   network = dict(
       name='edm_unet', image_size=64, num_classes=1000, dtype='bfloat16',
       remat='full',
@@ -196,7 +201,7 @@ def _imagenet(name: str, fields: list[str]) -> ConfigDict:
   student = _student(
       network, 'stage:teacher', lr=2e-6, critic_lr=2e-6,
       gan=3e-3 if gan else 0.0,
-      data=dict(images, split='train', size=64, channels=3, num_classes=1000),
+      data=dict(images, size=64, channels=3, num_classes=1000),
       batch_size=256, steps=steps, save_every=1000,
   )
   for role in student['roles'].values():

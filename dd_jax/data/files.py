@@ -219,8 +219,9 @@ class Writer:
       publish(part, file)
     except Exception as e:
       raise OSError(
-          f'{file} could not be written ({e}); is the disk full? Those before '
-          'it are whole: free space and run the same command again'
+          f'{file} could not be written ({type(e).__name__}: {e}); is the '
+          'disk full? Those before it are whole: free space and run the same '
+          'command again'
       ) from e
 
   def _write_manifest(self, manifest: Manifest) -> None:

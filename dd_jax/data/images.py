@@ -137,7 +137,7 @@ class FolderSource(ImageSource):
 
     Args:
       path: the folder.
-      split: 'train' or 'heldout'.
+      split: 'train', 'heldout' or 'all', which holds nothing out.
       size: see `ImageSource`; so are `channels` and `in_memory`.
       num_classes: how many sub-folders there must be; None takes any number.
 
@@ -212,7 +212,7 @@ class JsonlSource(ImageSource):
 
     Args:
       path: the file of lines.
-      split: 'train' or 'heldout'.
+      split: 'train', 'heldout' or 'all', which holds nothing out.
       size: see `ImageSource`; so are `channels` and `in_memory`.
       num_classes: integer labels lie in [0, num_classes), and names must be
         so many; None takes what there is.
@@ -325,14 +325,18 @@ def split_rows(
   Args:
     names: of the records; decides alone who is held out.
     labels: class of each.
-    split: 'train' or 'heldout'.
+    split: 'train', 'heldout' or 'all'.
     where: file or folder, for messages.
 
   Raises:
     ValueError: unknown split, or nothing is held out.
   """
+  if split == 'all':
+    return np.arange(len(labels))
   if split not in sources.SPLITS:
-    raise ValueError(f'split must be one of {sources.SPLITS}, got {split!r}')
+    raise ValueError(
+        f"split must be one of {(*sources.SPLITS, 'all')}, got {split!r}"
+    )
   labels = np.asarray(labels)
   hashes = np.array([hashlib.sha256(n.encode()).hexdigest() for n in names])
   held = np.zeros(len(labels), bool)

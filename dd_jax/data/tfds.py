@@ -7,6 +7,7 @@ Reading needs no TensorFlow and no network.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import functools
 import io
 import os
@@ -29,6 +30,7 @@ def by_name(
     num_classes: int | None = None,
     train: str = 'train',
     heldout: str = 'test',
+    sort_classes: bool = False,
     data_dir: str | None = None,
     download: bool = False,
     in_memory: bool | None = None,
@@ -42,6 +44,9 @@ def by_name(
     num_classes: how many classes there must be; None takes any number.
     train: what TFDS calls the first split; slices such as 'train[:90%]' too.
     heldout: what it calls the second.
+    sort_classes: numbers classes in the order of their names, as folders are
+      numbered, instead of in the set's own: networks of ImageNet know its
+      classes so, while some sets have them in another order.
     data_dir: where sets are prepared; None for TFDS's own folder.
     download: prepares a set that is not there, which reaches for the network;
       many sets need TensorFlow for that.
@@ -69,8 +74,8 @@ def by_name(
     builder = tfds.builder(name, data_dir=data_dir, file_format=_FORMAT)
     builder.download_and_prepare()
   return _open(
-      builder, split, train, heldout, size=size, channels=channels,
-      num_classes=num_classes, in_memory=in_memory,
+      builder, split, train, heldout, sort_classes, size=size,
+      channels=channels, num_classes=num_classes, in_memory=in_memory,
   )
 
 
@@ -83,6 +88,7 @@ def from_folder(
     num_classes: int | None = None,
     train: str = 'train',
     heldout: str = 'test',
+    sort_classes: bool = False,
     in_memory: bool | None = None,
 ) -> images.ImageSource:
   """A set that was prepared in a folder with `file_format='array_record'`.
@@ -106,14 +112,15 @@ def from_folder(
           'Datasets prepared (it is called like its version, 1.0.0 say)'
       )
   return _open(
-      tfds.builder_from_directory(path), split, train, heldout, size=size,
-      channels=channels, num_classes=num_classes, in_memory=in_memory,
+      tfds.builder_from_directory(path), split, train, heldout, sort_classes,
+      size=size, channels=channels, num_classes=num_classes,
+      in_memory=in_memory,
   )
 
 
 def _open(
-    builder: Any, split: str, train: str, heldout: str, *, size: int,
-    num_classes: int | None, **options: Any,
+    builder: Any, split: str, train: str, heldout: str, sort_classes: bool, *,
+    size: int, num_classes: int | None, **options: Any,
 ) -> images.ImageSource:
   import tensorflow_datasets as tfds  # takes seconds
 
@@ -145,16 +152,24 @@ def _open(
         f'{sorted(builder.info.splits)} in format '
         f'{builder.info.file_format.value}'
     ) from e
+  number = list(range(found))
+  if sort_classes:
+    names = features['label'].names
+    place = {name: i for i, name in enumerate(sorted(names))}
+    number = [place[name] for name in names]
   return images.ImageSource(
-      functools.partial(_read, str(where), records), len(records), size=size,
-      num_classes=found, **options,
+      functools.partial(_read, str(where), records, number), len(records),
+      size=size, num_classes=found, **options,
   )
 
 
-def _read(where: str, records: Any, i: int) -> tuple[Image.Image, int]:
+def _read(
+    where: str, records: Any, number: Sequence[int], i: int
+) -> tuple[Image.Image, int]:
   try:
     record = records[i]
   except RuntimeError as e:
     raise ValueError(f'{where}: record {i} cannot be read ({e})') from e
   image = images.read(io.BytesIO(record['image']), f'{where}: record {i}')
-  return image, int(record['label'])
+  label = int(record['label'])
+  return image, number[label] if 0 <= label < len(number) else label

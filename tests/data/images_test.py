@@ -240,6 +240,12 @@ def test_a_text_bomb_is_refused(tmp_path):
     images.read(tmp_path / 'a.png', 'a.png')
 
 
+def test_all_images_of_a_folder(folder):
+  parts = [gray(folder, split).files for split in sources.SPLITS]
+  everything = gray(folder, 'all').files
+  assert sorted(everything) == sorted(parts[0] + parts[1])
+
+
 def test_folders_that_are_refused(folder, tmp_path_factory):
   with pytest.raises(FileNotFoundError, match='nowhere is no folder'):
     gray(folder / 'nowhere')

@@ -16,6 +16,8 @@ import tensorflow_datasets as tfds_lib
 from dd_jax import registry
 from dd_jax.data import sources, tfds
 
+NAMES = ['c', 'a', 'b']
+
 
 class DdJaxStripes(tfds_lib.core.GeneratorBasedBuilder):
   """Gray images, each of one value."""
@@ -27,7 +29,7 @@ class DdJaxStripes(tfds_lib.core.GeneratorBasedBuilder):
         builder=self,
         features=tfds_lib.features.FeaturesDict({
             'image': tfds_lib.features.Image(shape=(None, None, 1)),
-            'label': tfds_lib.features.ClassLabel(num_classes=3),
+            'label': tfds_lib.features.ClassLabel(names=NAMES),
         }),
     )
 
@@ -113,6 +115,18 @@ def test_another_format_is_refused(folder):
   info.write_text(json.dumps(fields))
   with pytest.raises(ValueError, match='as ArrayRecord.* format tfrecord'):
     tfds.from_folder(folder, 'train', size=8)
+
+
+def test_classes_in_the_order_of_their_names(folder):
+  own, by_order = (
+      tfds.from_folder(folder, 'train', size=8, sort_classes=order).arrays
+      for order in (False, True)
+  )
+  assert [NAMES[i] for i in own['label']] == [
+      'abc'[i] for i in by_order['label']
+  ]
+  assert len(set(own['label'].tolist())) == 3
+  np.testing.assert_array_equal(own['image'], by_order['image'])
 
 
 def test_features_that_are_refused(folder):
