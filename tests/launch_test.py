@@ -118,23 +118,40 @@ esac''')
     (0, False), (1, False), (143, True), (75, True), (137, True),
 ])
 def test_slurm_requeues_what_can_go_on(cluster, status, requeued):
-  cluster('srun', f'exit {status}')
+  cluster('srun', 'exec "${@:3}"')
+  cluster('python', f'exit {status}')
   cluster('scontrol', '')
   result = cluster.run(
-      'bash', LAUNCH / 'gpu_slurm.sbatch', '--config=c', SLURM_JOB_ID='7'
+      'bash', LAUNCH / 'gpu_slurm.sbatch', '--config=a b', SLURM_JOB_ID='7'
   )
   assert result.returncode == status
-  calls = cluster.calls()
-  assert calls[0] == (
-      'srun --kill-on-bad-exit=0 python -m dd_jax.main --config=c'
-  )
+  calls = [c for c in cluster.calls() if not c.startswith(' ')]
+  assert calls[0].startswith('srun --kill-on-bad-exit=0 --cpus-per-task=8 bash')
+  calls = [c for c in calls if c.startswith(('python', 'scontrol'))]
+  assert calls[0] == 'python -m dd_jax.main --config=a b'
   assert calls[1:] == ['scontrol requeue 7'] * requeued
   again = cluster.run(
       'bash', LAUNCH / 'gpu_slurm.sbatch', SLURM_JOB_ID='7',
       SLURM_RESTART_COUNT='100',
   )
   assert again.returncode == status
-  assert cluster.calls()[len(calls) + 1:] == []
+  assert sum('requeue' in c for c in cluster.calls()) == requeued
+
+
+@pytest.mark.parametrize('mistake', [1, 2])
+def test_slurm_ends_where_one_of_the_processes_has_a_mistake(
+    cluster, tmp_path, mistake
+):
+  # As srun does, with the highest status of its tasks.
+  cluster('srun', '"${@:3}"; "${@:3}"; s=$?; ((s > 2)) || s=75; exit $s')
+  cluster('python', cluster.next(f'75 {mistake}'))
+  cluster('scontrol', '')
+  result = cluster.run(
+      'bash', LAUNCH / 'gpu_slurm.sbatch', '--config=c', SLURM_JOB_ID='7'
+  )
+  assert result.returncode == mistake
+  assert not any('requeue' in c for c in cluster.calls())
+  assert not list(tmp_path.glob('*.mistake'))
 
 
 def test_jobset_is_whole():
