@@ -32,6 +32,7 @@ from dd_jax.state import TrainState
 
 FORMAT_VERSION = 1
 
+_DESCRIBED = frozenset({'family', 'config', 'hash', 'sha256', 'source'})
 _README = """# {family} exported by dd_jax
 
     import orbax.checkpoint as ocp
@@ -295,16 +296,19 @@ def describe(path: epath.PathLike) -> dict[str, Any]:
     )
   try:
     meta = json.loads(file.read_text())
-    version, _ = meta['format_version'], meta['family']
-  except (ValueError, KeyError, TypeError) as e:
+    newer = meta['format_version'] > FORMAT_VERSION
+    missing = _DESCRIBED - meta.keys()
+  except (AttributeError, KeyError, TypeError, ValueError) as e:
     raise ValueError(
         f'{file} does not describe an export of dd_jax ({e!r})'
     ) from e
-  if version > FORMAT_VERSION:
+  if newer:
     raise ValueError(
-        f'{file}: format_version {version} is newer than {FORMAT_VERSION}; '
-        'update dd_jax'
+        f'{file}: format_version {meta["format_version"]} is newer than '
+        f'{FORMAT_VERSION}; update dd_jax'
     )
+  if missing:
+    raise ValueError(f'{file} lacks {sorted(missing)}: it is damaged')
   return meta
 
 

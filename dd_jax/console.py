@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import sys
 import time
 from typing import Any
 
+from absl import flags
 import jax
 import rich.console
 import rich.progress
@@ -35,6 +37,26 @@ def say(text: str) -> None:
 def fail(text: str) -> None:
   """An error, on standard error."""
   _stream(stderr=True).print(f'error: {text}', style='red', markup=False)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """A `flags_parser` of absl that says what is wrong in one line.
+
+  Overrides of fields that a config lacks and arguments that it refuses come
+  here too: config files are read while flags are parsed.
+  """
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, ValueError, LookupError, AttributeError, TypeError,
+          OSError) as e:
+    while e.args and isinstance(e.args[0], Exception):
+      e = e.args[0]  # ml_collections wraps the error that tells the field
+    lines = str(e.args[0] if e.args else e).strip().splitlines()
+    if isinstance(e, KeyError):
+      fail(f'the config has no field {" ".join(lines)}')
+    else:
+      fail(lines[-1])  # those above are a trace
+    sys.exit(2)
 
 
 def table(

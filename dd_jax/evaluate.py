@@ -164,9 +164,9 @@ def make_panel(
       for n in config.skips
   ]
   pictured = {'teacher': by_flow} | students
-  return judging.Panel(rows, jax.jit(noise_of), {
-      name: jax.jit(functools.partial(fn, trees))
-      for name, fn in pictured.items()
+  jit = functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+  return judging.Panel(rows, jit(noise_of), {
+      name: functools.partial(jit(fn), trees) for name, fn in pictured.items()
   })
 
 
@@ -211,12 +211,14 @@ def run(context: Context) -> dict[str, Any]:
   """
   config = config_lib.make(EvaluateConfig, context.config, context.name)
   mesh = context.mesh
-  sharding.check_batch(config.batch_size, mesh)
+  config = dataclasses.replace(
+      config, batch_size=sharding.fit_batch(config.batch_size, mesh)
+  )
   refs = {
       n: getattr(config, n) for n in ('teacher', 'student', 'vae', 'judge')
   }
   models, params = build.load_frozen(
-      refs, context.resolve, mesh, context.rules
+      refs, context.resolve, mesh, judging.RULES
   )
   pairs = pairs_lib.PairSource(context.resolve(config.pairs))
   conditions = conditions_lib.of_network(

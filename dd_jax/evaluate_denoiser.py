@@ -101,11 +101,13 @@ def make_panel(
       )
     return judging.Row(name, count, programs.OnRows(images, trees, mesh))
 
+  jit = functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+
   def picture(fn):
-    def images(noise, condition):
+    def images(trees, noise, condition):
       ids = jnp.arange(len(noise), dtype=jnp.uint32)
       return jnp.clip(fn(trees, noise, condition, keys_of(ids)), -1, 1)
-    return jax.jit(images)
+    return functools.partial(jit(images), trees)
 
   students = {
       name: functools.partial(few, levels)
@@ -118,7 +120,7 @@ def make_panel(
   }
   return judging.Panel(
       [row(name, count, fn) for name, (count, fn) in calls.items()],
-      jax.jit(noise_of),
+      jit(noise_of),
       {n: picture(calls[n][1]) for n in (report.TEACHER, *students)},
   )
 
@@ -130,10 +132,12 @@ def run(context: Context) -> dict[str, Any]:
     `artefact`, the folder of the report, and `hashes` of its figures.
   """
   config = config_lib.make(EvaluateDenoiserConfig, context.config, context.name)
-  sharding.check_batch(config.batch_size, context.mesh)
+  config = dataclasses.replace(
+      config, batch_size=sharding.fit_batch(config.batch_size, context.mesh)
+  )
   refs = {n: getattr(config, n) for n in ('teacher', 'student', 'judge')}
   models, params = build.load_frozen(
-      refs, context.resolve, context.mesh, context.rules
+      refs, context.resolve, context.mesh, judging.RULES
   )
   panel = make_panel(config, models, params, context.seed, context.mesh)
   real = judging.real_images(config, context)

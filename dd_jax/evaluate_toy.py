@@ -57,6 +57,7 @@ def run(context: Context) -> dict[str, Any]:
     `artefact`, the folder of the report, and `hashes` of its figures.
   """
   config = config_lib.make(EvaluateToyConfig, context.config, context.name)
+  dmd2.Config(levels=config.levels)  # refuses what are no levels
   began = time.monotonic()
   mixture = data.checkerboard(config.std)
   real, other = (

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 import dd_jax
-from dd_jax import build, checkpoint, console, hooks, programs
+from dd_jax import build, checkpoint, console, hooks, programs, sharding
 from dd_jax import config as config_lib
 from dd_jax.data import conditions as conditions_lib
 from dd_jax.evals import baselines, judge, report
@@ -26,6 +26,11 @@ from dd_jax.model import Model, Params, condition_of
 from dd_jax.stages import Context
 
 _PATH = 8  # images of an interpolation
+
+
+# What is judged stands whole on each device, whatever the rules of its
+# training: its images are small, and every host looks at all of them.
+RULES = 'dp'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +41,8 @@ class JudgedConfig:
     judge: export folder or 'stage:name' of the classifier.
     reference: `source` of real images, with splits 'train' and 'heldout'.
     samples: images per row.
-    batch_size: images per program run, over all hosts.
+    batch_size: images per program run, over all hosts; as many more as the
+      mesh needs to divide them.
   """
 
   judge: str
@@ -60,7 +66,7 @@ class Panel:
 
   Attributes:
     rows: of the report.
-    draw: numbers of images to the noise that they are made of.
+    draw: numbers of images to the noise that they are made of, whole.
     pictured: by name functions of noise and condition to images; the teacher's
       is called 'teacher', and the first of the others is shown beside it.
   """
@@ -132,8 +138,9 @@ def write_report(
     What a stage returns: `artefact` and `hashes`.
   """
   model, params = classifier
+  whole = sharding.replicated(context.mesh)
   features, logits = (
-      functools.partial(jax.jit(model.fns[name]), params)
+      functools.partial(jax.jit(model.fns[name], out_shardings=whole), params)
       for name in ('features', 'forward')
   )
   reference = judge.Reference(**{
@@ -160,16 +167,16 @@ def write_report(
       **settings, report.RESAMPLED: judge.resampled_fd(reference)
   })
   folder = context.workdir / 'report'
+  logs = {
+      name: file for name, ref in trained.items()
+      # <stage>/export/<role>-<step> of a network that was trained here.
+      if (file := context.resolve(ref).parent.parent
+          / 'metrics.jsonl').exists()
+  }
+  # The programs run on all hosts.
+  pictures = _pictures(panel, images, real['train'], conditions, logs)
   if jax.process_index() == 0:
-    logs = {
-        name: file for name, ref in trained.items()
-        # <stage>/export/<role>-<step> of a network that was trained here.
-        if (file := context.resolve(ref).parent.parent
-            / 'metrics.jsonl').exists()
-    }
-    report.write(folder, result, _pictures(
-        panel, images, real['train'], conditions, logs
-    ))
+    report.write(folder, result, pictures)
     for text in report.warnings(result):
       console.say(text)
     console.table('Report', *report.table(result))

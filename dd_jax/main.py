@@ -61,16 +61,28 @@ def connect() -> None:
   """Joins the other hosts, or starts a cluster of one.
 
   Even a single process needs the client: it is what tells us of SIGTERM.
+
+  Raises:
+    RuntimeError: the others cannot be reached.
+    ValueError: flags that do not fit.
   """
-  given = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
-  told = given != (None, None, None)
+  address, count, number = (
+      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+  )
+  told = (address, count, number) != (None, None, None)
   if told or jax.config.jax_platforms != 'cpu':
     try:
-      jax.distributed.initialize(*given, **_TIMEOUTS)
+      if address and ':' not in address:
+        raise ValueError('no port')
+      jax.distributed.initialize(address, count, number, **_TIMEOUTS)
       return
-    except ValueError:
+    except ValueError as e:
       if told:
-        raise
+        raise ValueError(
+            f'--coordinator={address}, --num_processes={count} and '
+            f'--process_id={number}: give host:port, how many, and one below '
+            f'that; or none of them ({e})'
+        ) from e
   with socket.socket() as s:
     s.bind(('localhost', 0))
     port = s.getsockname()[1]
@@ -114,12 +126,8 @@ def main(argv: list[str]) -> None:
   except RuntimeError as e:
     console.fail(f'the other processes cannot be reached: {e}')
     _leave(_EXIT_LOST)
-  except (ValueError, IndexError) as e:
-    console.fail(
-        f'--coordinator={_COORDINATOR.value}, --num_processes='
-        f'{_NUM_PROCESSES.value} and --process_id={_PROCESS_ID.value}: give '
-        f'host:port, how many, and one below that; or none of them ({e})'
-    )
+  except ValueError as e:
+    console.fail(str(e))
     _leave(2)
   try:
     _keep_freed_memory()
@@ -149,29 +157,9 @@ def main(argv: list[str]) -> None:
     _leave(1)
 
 
-def _parse(argv: list[str]) -> list[str]:
-  """Parses flags; what is wrong in one line, not in a trace.
-
-  Overrides of fields that a config lacks and arguments that it refuses come
-  here too: config files are read while flags are parsed.
-  """
-  try:
-    return flags.FLAGS(argv)
-  except (flags.Error, ValueError, LookupError, AttributeError, TypeError,
-          OSError) as e:
-    while e.args and isinstance(e.args[0], Exception):
-      e = e.args[0]  # ml_collections wraps the error that tells the field
-    lines = str(e.args[0] if e.args else e).strip().splitlines()
-    if isinstance(e, KeyError):
-      console.fail(f'the config has no field {" ".join(lines)}')
-    else:
-      console.fail(lines[-1])  # those above are a trace
-    sys.exit(2)
-
-
 def cli() -> None:
   flags.mark_flag_as_required('config')
-  app.run(main, flags_parser=_parse)
+  app.run(main, flags_parser=console.parse_flags)
 
 
 if __name__ == '__main__':

@@ -377,10 +377,9 @@ def plan_generate(b: Blueprint) -> Planned:
 def plan_evaluate(b: Blueprint) -> Planned:
   """A batch of each row of the report that a network samples."""
   config = config_lib.make(evaluate.EvaluateConfig, b.config, b.name)
-  sharding.check_batch(config.batch_size, b.mesh)
   models, params = build.load_frozen(
       {n: getattr(config, n) for n in ('teacher', 'student', 'vae')},
-      b.resolve, b.mesh, b.rules,
+      b.resolve, b.mesh, judging.RULES,
   )
   panel = evaluate.make_panel(
       config, models, params, b.resolve(config.pairs).provenance, b.seed, b.mesh
@@ -393,10 +392,9 @@ def plan_evaluate_denoiser(b: Blueprint) -> Planned:
   config = config_lib.make(
       evaluate_denoiser.EvaluateDenoiserConfig, b.config, b.name
   )
-  sharding.check_batch(config.batch_size, b.mesh)
   models, params = build.load_frozen(
       {n: getattr(config, n) for n in ('teacher', 'student')}, b.resolve,
-      b.mesh, b.rules,
+      b.mesh, judging.RULES,
   )
   panel = evaluate_denoiser.make_panel(config, models, params, b.seed, b.mesh)
   return _plan_panel(b, config, panel, models['teacher'].config, params)
@@ -412,12 +410,13 @@ def _plan_panel(
     b: Blueprint, config: judging.JudgedConfig, panel: judging.Panel,
     network: Any, params: Mapping[str, Any],
 ) -> Planned:
-  rows = _rows(b.mesh, config.batch_size, {
+  size = sharding.fit_batch(config.batch_size, b.mesh)
+  rows = _rows(b.mesh, size, {
       'id': ((), np.uint32), **_describe_conditions(network),
   })
   return Planned([Program(
       b.name, row.name, lambda row=row: row.sample.trace(rows), params, rows,
-      None, -(-config.samples // config.batch_size), ('batch_size', 'mesh'),
+      None, -(-config.samples // size), ('batch_size', 'mesh'),
   ) for row in panel.rows])
 
 

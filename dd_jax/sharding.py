@@ -233,6 +233,12 @@ def check_batch(size: int, mesh: Mesh, micro_batches: int = 1) -> None:
     )
 
 
+def fit_batch(size: int, mesh: Mesh) -> int:
+  """The least size from this one on that a mesh divides."""
+  parts = math.prod(mesh.shape[a] for a in BATCH)
+  return -(-size // parts) * parts
+
+
 @functools.cache
 def batch_share(mesh: Mesh) -> tuple[int, int]:
   """Which part of every batch this process reads, and how many parts there are.

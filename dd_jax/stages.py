@@ -3,7 +3,7 @@
 """A run is a list of stages; this runs those that are not finished.
 
     <workdir>/<stage>/stage.json   what made the artefact beside it
-    <workdir>/redo                 while a run with --redo is not finished
+    <workdir>/.redo                while a run with --redo is not finished
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from etils import epath
 import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+import numpy as np
 
 from dd_jax import config as config_lib
 from dd_jax import console, hooks, paths, registry, released, sharding
@@ -28,7 +29,7 @@ from dd_jax import console, hooks, paths, registry, released, sharding
 FORMAT_VERSION = 1
 _PREFIX = 'stage:'
 # While it is there, the stages that were to be made again have been removed.
-_REDO = 'redo'
+_REDO = '.redo'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +114,8 @@ def parse(config: Mapping[str, Any]) -> list[Stage]:
   """The stages of a run's config, each after those that it reads.
 
   Raises:
-    ValueError: unknown kind or rules, a reference to no stage, or a circle.
+    ValueError: unknown kind or rules, a seed out of range, a reference to no
+      stage, or a circle.
   """
   stages = {}
   for name, values in config['stages'].items():
@@ -131,9 +133,9 @@ def parse(config: Mapping[str, Any]) -> list[Stage]:
             f'has {sorted(config["stages"])}'
         )
     seed = values.setdefault('seed', config['seed'])
-    if type(seed) is not int or not 0 <= seed < 2**32:
+    if type(seed) is not int or not 0 <= seed < 2**31:
       raise ValueError(
-          f'stage {name!r}: seed={seed!r} must be an integer in [0, 2**32)'
+          f'stage {name!r}: seed={seed!r} must be an integer in [0, 2**31)'
       )
     rules = values.pop('rules', config['rules'])
     if rules not in sharding.RULES:
@@ -209,11 +211,12 @@ def _check(stage: Stage, record: Mapping[str, Any],
 
 def _remove(names: Collection[str], workdir: epath.Path, made_by: str) -> None:
   """Removes the folders of stages that are to be made again."""
-  for name in names if jax.process_index() == 0 else ():
-    if (workdir / name).exists():
-      logging.info('redoing %s', name)
-      (workdir / name).rmtree()
   if jax.process_index() == 0:
+    _forget_redo(workdir)
+    for name in names:
+      if (workdir / name).exists():
+        logging.info('redoing %s', name)
+        (workdir / name).rmtree()
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / _REDO).write_text(made_by)
   if jax.process_count() > 1:
@@ -221,8 +224,8 @@ def _remove(names: Collection[str], workdir: epath.Path, made_by: str) -> None:
 
 
 def _forget_redo(workdir: epath.Path) -> None:
-  if jax.process_index() == 0:
-    (workdir / _REDO).unlink(missing_ok=True)
+  if jax.process_index() == 0 and (workdir / _REDO).exists():
+    (workdir / _REDO).unlink()
 
 
 def _dependents(stages: Sequence[Stage], names: set[str]) -> set[str]:
@@ -244,7 +247,8 @@ def run(
       of their own; a plain mapping.
     workdir: each stage has a folder of its name there.
     only: run this stage alone.
-    redo: stages to make again; what depends on them is made again too.
+    redo: stages to make again; what depends on them is made again too. Until
+      such a run has ended, the same one goes on with what has been made.
 
   Returns:
     The record of every stage that is complete.
@@ -267,12 +271,15 @@ def run(
   # Whoever starts a stopped run again repeats its flags too: what is being made
   # again is removed once.
   made_by = _hash([s.config for s in stages if s.name in again])
-  marker = workdir / _REDO
   if again:
+    marker = workdir / _REDO
     going_on = marker.exists() and marker.read_text() == made_by
-    if jax.process_count() > 1:  # all have looked before it may be written
-      multihost_utils.sync_global_devices('redo or go on')
-    again = set() if going_on else again
+    if jax.process_count() > 1:  # what host 0 sees: it is the one that removes
+      going_on = bool(multihost_utils.broadcast_one_to_all(np.array(going_on)))
+    if going_on:
+      console.say('--redo: going on with what such a run has begun; to begin '
+                  f'anew remove {marker}')
+      again = set()
   # Nothing is touched before everything that is there has been checked.
   records: dict[str, dict[str, Any]] = {}
 
@@ -328,5 +335,7 @@ def run(
     }
     _write_record(context.directory, record)
     records[stage.name] = record
-  _forget_redo(workdir)
-  return {n: r for n, r in records.items() if r['complete']}
+  complete = {n: r for n, r in records.items() if r['complete']}
+  if redo or len(complete) == len(stages):
+    _forget_redo(workdir)
+  return complete

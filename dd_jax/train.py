@@ -202,7 +202,8 @@ def train(
   else:
     state = saver.restore(abstract, iterator)
   start = int(state.step)
-  writer = metrics.make_writer(directory, resume_at=start)
+  # Nothing is saved at step 0: its records come again.
+  writer = metrics.make_writer(directory, resume_at=start or -1)
   programs = Programs(method, config.micro_batches, mesh)
   evaluations: dict[Any, Any] = {}
   guard = hooks.NanGuard(

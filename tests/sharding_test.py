@@ -218,6 +218,12 @@ def test_processes_that_overlap_are_refused():
     sharding.batch_share(Grid(3, 1, 2, 3))
 
 
+@pytest.mark.parametrize('size, fits', [(500, 504), (504, 504), (1, 8)])
+def test_a_batch_that_devices_divide(size, fits):
+  assert sharding.fit_batch(size, sharding.make_mesh({'data': 8})) == fits
+  assert sharding.fit_batch(size, sharding.make_mesh({'tensor': 8})) == size
+
+
 @pytest.mark.parametrize('size, micro_batches', [(0, 1), (8, 0), (-8, 1)])
 def test_no_batch_is_refused(size, micro_batches):
   with pytest.raises(ValueError, match='must be at least 1'):

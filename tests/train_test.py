@@ -585,17 +585,23 @@ def test_a_run_that_goes_on_has_each_record_once(
   config['stages']['run'] |= dict(
       heldout=dict(source='numbers', count=96), eval_every=4
   )
-  written = []  # whether records had reached the disk when a save began
-  save = checkpoint.Checkpointer.save
+  done = []  # what reached the disk, or a bucket
+  flush, save = metrics.JsonlWriter.flush, checkpoint.Checkpointer.save
 
-  def watch(self, state, *args, **kwargs):
-    written.append(records_of(tmp_path / 'w')[-1]['step'] == int(state.step))
+  def watch_flush(self):
+    done.append('records')
+    flush(self)
+
+  def watch_save(self, state, *args, **kwargs):
+    done.append(int(state.step))
     save(self, state, *args, **kwargs)
 
-  monkeypatch.setattr(checkpoint.Checkpointer, 'save', watch)
-  stop_after(monkeypatch, 6)
-  with pytest.raises(Killed):
-    stages.run(config, tmp_path / 'w')
+  monkeypatch.setattr(metrics.JsonlWriter, 'flush', watch_flush)
+  monkeypatch.setattr(checkpoint.Checkpointer, 'save', watch_save)
+  for steps in 2, 6:
+    stop_after(monkeypatch, steps)
+    with pytest.raises(Killed):
+      stages.run(config, tmp_path / 'w')
   stop_after(monkeypatch, 100)
   stages.run(config, tmp_path / 'w')
   # Killed once more, when all but the export was there.
@@ -610,7 +616,8 @@ def test_a_run_that_goes_on_has_each_record_once(
       if any(k.startswith('heldout/') for k in r)
   ]
   assert evaluated == [0, 4, 8]
-  assert written == [True, True]
+  for step in 4, 8:
+    assert done[done.index(step) - 1] == 'records'
 
 
 def test_a_signal_is_heard_though_saves_have_numbers_too(

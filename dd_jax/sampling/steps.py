@@ -162,6 +162,7 @@ def teacher_involved(
 
   Source: DD1, rows "pre-trained-n-m" of its tables.
   """
+  check_choice(student.config, (0,), split)
   run = (student, vae, student_params, vae_params)
   prefix = None
   if start:

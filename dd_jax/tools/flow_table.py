@@ -14,7 +14,9 @@ from absl import app, flags
 from dd_jax import console
 from dd_jax.flow import agreement
 
-_TOKENS = flags.DEFINE_integer('tokens', 5000, 'Tokens per problem.')
+_TOKENS = flags.DEFINE_integer(
+    'tokens', 5000, 'Tokens per problem.', lower_bound=1
+)
 _SEED = flags.DEFINE_integer('seed', 0, 'Seed of the problems.')
 
 

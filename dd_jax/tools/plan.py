@@ -263,7 +263,7 @@ def cli() -> None:
         memo=memo.value,
     ))
 
-  app.run(main)
+  app.run(main, flags_parser=console.parse_flags)
 
 
 if __name__ == '__main__':

@@ -34,7 +34,8 @@ _IMAGE_SIZE = flags.DEFINE_integer(
     '0 takes images as they are, squares of one size.', lower_bound=0,
 )
 _BATCH_SIZE = flags.DEFINE_integer(
-    'batch_size', 50, 'Images at once.', lower_bound=1
+    'batch_size', 50, 'Images at once; more where the devices need it.',
+    lower_bound=1
 )
 _FEATURES = flags.DEFINE_integer(
     'features', fid.MANIFOLD, 'Features that are kept for precision and '
@@ -69,10 +70,10 @@ def _measure(output: epath.Path) -> str:
     )
   model, params = checkpoint.load(_INCEPTION.value)
   mesh = sharding.make_mesh({'data': -1})
-  sharding.check_batch(_BATCH_SIZE.value, mesh)
   reference = evaluate_fid.measure_folder(
       images, evaluate_fid.on_mesh(model, params, mesh),
-      image_size=_IMAGE_SIZE.value or None, batch_size=_BATCH_SIZE.value,
+      image_size=_IMAGE_SIZE.value or None,
+      batch_size=sharding.fit_batch(_BATCH_SIZE.value, mesh),
       keep=_FEATURES.value,
   )
   reference = dataclasses.replace(reference, meta={

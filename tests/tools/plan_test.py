@@ -7,6 +7,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import pathlib
+import subprocess
+import sys
 
 from flax import linen as nn
 import jax
@@ -30,6 +32,7 @@ from dd_jax import (
 )
 from dd_jax.models import layers
 from dd_jax.tools import plan as tool
+from tests import command
 
 FILE = pathlib.Path(__file__).parents[2] / 'configs' / 'dd_var.py'
 
@@ -458,3 +461,17 @@ def test_libtpu_compiles_the_tiny_run(tmp_path):
     assert row['collectives'] == placed[name]['collectives']
     assert row['hbm_traffic_bytes'] == placed[name]['hbm_traffic_bytes']
     assert row['consumers']['code'] and 'code' not in placed[name]['consumers']
+
+
+@pytest.mark.parametrize('flags, message', [
+    (('--config=configs/dd_var.py:d17',), 'expected one of'),
+    (('--config=configs/dd_var.py', '--config.stages.studnt.x=5'), 'studnt'),
+])
+def test_a_config_that_is_refused_is_one_line(flags, message):
+  result = subprocess.run(
+      [sys.executable, '-m', 'dd_jax.tools.plan', '--topology=v5e:2x2', *flags],
+      cwd=FILE.parents[1], env=command.environment_of(''), text=True,
+      capture_output=True, timeout=300, check=False,
+  )
+  assert result.returncode == 2
+  assert message in result.stderr and 'Traceback' not in result.stderr
