@@ -19,6 +19,8 @@ Arguments after the colon:
               file -> student -> FID. Real images are in a folder with a
               sub-folder for each class, config.images, or elsewhere:
                 imagenet64,source=tfds,name=imagenet_resized/64x64
+              whose classes are numbered in the order of their names, unless
+              sort_classes=False says otherwise.
   imagenet64_nogan
               the same without a discriminator.
 Released files are looked for in config.weights; docs/released_weights.md says
@@ -164,17 +166,20 @@ def _imagenet(name: str, fields: list[str]) -> ConfigDict:
   folder = config.get_ref('weights')
   images = dict(source='folder', path=config.get_ref('images'), split='all')
   if fields:
-    images = dict(field.partition('=')[::2] for field in fields)
-    if not images.get('source') or not all(images.values()):
+    images = {
+        k: {'true': True, 'false': False}.get(v.lower(), v)
+        for k, _, v in (field.partition('=') for field in fields)
+    }
+    if not images.get('source') or '' in images.values():
       raise ValueError(
           f'configs/dmd2_edm.py:{name}: expected source=<name> and its fields, '
           f'not {",".join(fields)}'
       )
     if images['source'] in ('tfds', 'arrayrecord'):
       # The network knows classes in the order of their WordNet numbers.
-      images = dict(images, split='train', sort_classes=True)
+      images = dict(split='train', sort_classes=True) | images
     else:
-      images = dict(images, split='all')
+      images = dict(split='all') | images
   network = dict(
       name='edm_unet', image_size=64, num_classes=1000, dtype='bfloat16',
       remat='full',

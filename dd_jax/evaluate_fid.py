@@ -33,6 +33,7 @@ from dd_jax import (
 )
 from dd_jax import config as config_lib
 from dd_jax.convert import readers
+from dd_jax.convert.lazy import LazyArray
 from dd_jax.data import conditions as conditions_lib
 from dd_jax.data import images as images_lib
 from dd_jax.data import sources
@@ -270,8 +271,11 @@ def load_reference(file: epath.PathLike) -> fid.Reference:
   tree = readers.read(file).tree
   for names in _PTH_NAMES:
     if isinstance(tree, Mapping) and set(names) <= set(tree):
+      found = [tree[name] for name in names]
+      if not all(isinstance(x, LazyArray | np.ndarray) for x in found):
+        raise ValueError(f'{file}: {" and ".join(names)} are no arrays')
       try:
-        return fid.make_reference(*(tree[name] for name in names))
+        return fid.make_reference(*found)
       except (TypeError, ValueError) as e:
         raise ValueError(f'{file}: no statistics for FID ({e})') from e
   raise ValueError(

@@ -13,7 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from dd_jax import build, checkpoint, console, evaluate_fid, programs
+from dd_jax import (
+  build,
+  checkpoint,
+  console,
+  evaluate_fid,
+  judging,
+  programs,
+)
 from dd_jax import config as config_lib
 from dd_jax.data import toys as data
 from dd_jax.evals import toys
@@ -65,7 +72,7 @@ def run(context: Context) -> dict[str, Any]:
   )
   models, params = build.load_frozen(
       {'teacher': config.teacher, 'student': config.student}, context.resolve,
-      context.mesh, context.rules,
+      context.mesh, judging.RULES,
   )
   exact = build.build_model({
       'name': 'mixture', 'std': config.std, 'sigma_data': mixture.sigma_data,

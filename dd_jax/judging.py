@@ -13,7 +13,6 @@ import platform
 import time
 from typing import Any
 
-from etils import epath
 import jax
 import numpy as np
 
@@ -28,8 +27,8 @@ from dd_jax.stages import Context
 _PATH = 8  # images of an interpolation
 
 
-# What is judged stands whole on each device, whatever the rules of its
-# training: its images are small, and every host looks at all of them.
+# What is judged stands whole on each device, whatever the rules of its stage or
+# of its training: its images are small, and every host looks at all of them.
 RULES = 'dp'
 
 
@@ -167,15 +166,17 @@ def write_report(
       **settings, report.RESAMPLED: judge.resampled_fd(reference)
   })
   folder = context.workdir / 'report'
-  logs = {
-      name: file for name, ref in trained.items()
-      # <stage>/export/<role>-<step> of a network that was trained here.
-      if (file := context.resolve(ref).parent.parent
-          / 'metrics.jsonl').exists()
-  }
-  # The programs run on all hosts.
-  pictures = _pictures(panel, images, real['train'], conditions, logs)
+  # The programs of pictures run on all hosts.
+  pictures = _pictures(panel, images, real['train'], conditions)
   if jax.process_index() == 0:
+    logs = {
+        name: file for name, ref in trained.items()
+        # <stage>/export/<role>-<step> of a network that was trained here.
+        if (file := context.resolve(ref).parent.parent
+            / 'metrics.jsonl').exists()
+    }
+    if logs:
+      pictures['curves.png'] = report.curves(logs)
     report.write(folder, result, pictures)
     for text in report.warnings(result):
       console.say(text)
@@ -220,7 +221,7 @@ def _slerp(a: np.ndarray, b: np.ndarray, count: int) -> np.ndarray:
 
 def _pictures(
     panel: Panel, by_name: Mapping[str, np.ndarray], reference: Any,
-    conditions: conditions_lib.Conditions, logs: Mapping[str, epath.Path],
+    conditions: conditions_lib.Conditions,
 ) -> dict[str, Any]:
   pictured = panel.pictured
   shown = min(len(conditions), 10)
@@ -245,6 +246,4 @@ def _pictures(
   grids['rows.png'] = report.grid(
       {n: images[:2 * shown] for n, images in by_name.items()}
   )
-  if logs:
-    grids['curves.png'] = report.curves(logs)
   return grids

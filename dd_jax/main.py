@@ -76,8 +76,9 @@ def connect() -> None:
         raise ValueError('no port')
       jax.distributed.initialize(address, count, number, **_TIMEOUTS)
       return
-    except ValueError as e:
-      if told:
+    except (ValueError, IndexError) as e:
+      # Nobody is there to be found, or what was found makes no sense.
+      if isinstance(e, IndexError) or told:
         raise ValueError(
             f'--coordinator={address}, --num_processes={count} and '
             f'--process_id={number}: give host:port, how many, and one below '

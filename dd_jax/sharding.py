@@ -234,7 +234,13 @@ def check_batch(size: int, mesh: Mesh, micro_batches: int = 1) -> None:
 
 
 def fit_batch(size: int, mesh: Mesh) -> int:
-  """The least size from this one on that a mesh divides."""
+  """The least size from this one on that a mesh divides.
+
+  Raises:
+    ValueError: no size.
+  """
+  if size < 1:
+    raise ValueError(f'batch_size={size} must be at least 1')
   parts = math.prod(mesh.shape[a] for a in BATCH)
   return -(-size // parts) * parts
 

@@ -216,9 +216,9 @@ def test_wrong_settings_are_refused(exports, tmp_path, fields, message):
 
 def test_other_networks_are_refused(exports, tmp_path):
   teacher = str(exports / 'teacher')
-  for fields in {'t_list': [0]}, {'split': 1}:
+  for name, value in ('t_list', [0]), ('split', 1):
     with pytest.raises(ValueError, match='a teacher; leave t_list and split'):
-      run(exports, tmp_path, student=teacher, **fields)
+      run(exports, tmp_path / name, student=teacher, **{name: value})
   with pytest.raises(ValueError, match="samplers: no entry 'inception'"):
     run(exports, tmp_path / 'b', student=str(exports / 'inception'))
 
@@ -236,6 +236,9 @@ def test_statistics_of_a_pth(tmp_path, names, make):
   reference = evaluate_fid.load_reference(file)
   np.testing.assert_array_equal(reference.mean, mean)
   np.testing.assert_array_equal(reference.cov, cov)
+  torch_files.save_zip(file, dict.fromkeys(names, [[1.0]]))
+  with pytest.raises(ValueError, match=f'{" and ".join(names)} are no arrays'):
+    evaluate_fid.load_reference(file)
   torch_files.save_zip(file, {'a': make(mean)})
   with pytest.raises(ValueError, match='expected m and s, or mu and sigma'):
     evaluate_fid.load_reference(file)

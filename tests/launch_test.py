@@ -138,6 +138,27 @@ def test_slurm_requeues_what_can_go_on(cluster, status, requeued):
   assert sum('requeue' in c for c in cluster.calls()) == requeued
 
 
+def test_slurm_hands_a_signal_on(cluster, tmp_path):
+  """Slurm tells the tasks alone, not what they have started."""
+  cluster('srun', f'''
+exec 3>&1
+"${{@:3}}" &
+while [[ ! -e {tmp_path}/begun ]]; do sleep 0.05; done
+kill -TERM $!
+wait $!''')
+  cluster('python', f'''
+trap "sleep 0.3; touch {tmp_path}/saved; exit 143" TERM
+touch {tmp_path}/begun
+for i in $(seq 100); do sleep 0.1; done''')
+  cluster('scontrol', '')
+  result = cluster.run(
+      'bash', LAUNCH / 'gpu_slurm.sbatch', '--config=c', SLURM_JOB_ID='7'
+  )
+  assert (tmp_path / 'saved').exists()
+  assert result.returncode == 143
+  assert any('requeue 7' in c for c in cluster.calls())
+
+
 @pytest.mark.parametrize('mistake', [1, 2])
 def test_slurm_ends_where_one_of_the_processes_has_a_mistake(
     cluster, tmp_path, mistake

@@ -222,6 +222,8 @@ def test_processes_that_overlap_are_refused():
 def test_a_batch_that_devices_divide(size, fits):
   assert sharding.fit_batch(size, sharding.make_mesh({'data': 8})) == fits
   assert sharding.fit_batch(size, sharding.make_mesh({'tensor': 8})) == size
+  with pytest.raises(ValueError, match='batch_size=0 must be at least 1'):
+    sharding.fit_batch(0, sharding.make_mesh({'data': 8}))
 
 
 @pytest.mark.parametrize('size, micro_batches', [(0, 1), (8, 0), (-8, 1)])

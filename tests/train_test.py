@@ -617,7 +617,8 @@ def test_a_run_that_goes_on_has_each_record_once(
   ]
   assert evaluated == [0, 4, 8]
   for step in 4, 8:
-    assert done[done.index(step) - 1] == 'records'
+    i = done.index(step)
+    assert i and done[i - 1] == 'records'
 
 
 def test_a_signal_is_heard_though_saves_have_numbers_too(

@@ -111,13 +111,15 @@ def _tensors(path: pathlib.Path, root: _Module) -> dict[str, LazyArray]:
   """Parameters and buffers of a network by dotted name."""
   made: dict[str, LazyArray] = {}
   left = [('', root)]
-  visits = 0
+  visits = entries = 0
   while left:
     prefix, module = left.pop()
     visits += 1
+    entries += len(module.state)
     # Objects may hold each other in a circle, or one another many times over.
-    if (visits > _MAX_MODULES or prefix.count('.') > _MAX_DEPTH
-        or len(prefix) > _MAX_NAME or len(made) > _MAX_TENSORS):
+    if (visits > _MAX_MODULES or entries > _MAX_ENTRIES
+        or prefix.count('.') > _MAX_DEPTH or len(prefix) > _MAX_NAME
+        or len(made) > _MAX_TENSORS):
       raise ReadError(f'{path}: the modules in it are nested without end')
     inner = []
     for field in ('_parameters', '_buffers', '_modules'):
@@ -127,6 +129,7 @@ def _tensors(path: pathlib.Path, root: _Module) -> dict[str, LazyArray]:
             f'{path}: {field} of {pickles.short(prefix or "the network")} is '
             'no dict'
         )
+      entries += len(items)
       for key, value in items.items():
         name = f'{prefix}{key}'
         if isinstance(value, LazyArray):
@@ -143,6 +146,7 @@ def _tensors(path: pathlib.Path, root: _Module) -> dict[str, LazyArray]:
 
 
 _MAX_MODULES = 1 << 14
+_MAX_ENTRIES = 1 << 20  # of all of them, however often they are visited
 _MAX_DEPTH = 32
 _MAX_NAME = 1 << 10
 _MAX_TENSORS = 1 << 16
@@ -152,7 +156,7 @@ _LENGTHS = {'SHORT_BINBYTES': 1, 'BINBYTES': 4, 'BINBYTES8': 8}
 _Machine.calls = pickles.CALLS | {
     'torch_utils.persistence._reconstruct_persistent_obj': _Machine.network,
     'torch.storage._load_from_bytes': _Machine.storage,
-    'dnnlib.util.EasyDict': lambda _, *pairs: dict(*pairs),
+    'dnnlib.util.EasyDict': pickles.CALLS['collections.OrderedDict'],
     **{
         f'torch.nn.modules.container.{name}':
             lambda _, *arguments, name=name: _Module(name, {})

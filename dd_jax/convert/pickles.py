@@ -38,6 +38,7 @@ MAX_PICKLE = 1 << 26  # bytes; names and shapes of a network need far less
 _MAX_HEADER = 1 << 16
 _MAX_RANK, _MAX_SIDE, _MAX_COUNT = 32, 1 << 40, 1 << 60
 _MAX_SAID = 100  # characters of a file's own words
+_MAX_KEY = 1 << 10  # characters of a name
 # Instructions of a pickle: some make objects of hundreds of bytes from one.
 _MIN_WORK = 1 << 18
 _BYTES_PER_WORK = 256
@@ -296,6 +297,7 @@ class Machine:
     target.__setstate__((
         1, tuple(map(_count, of(tuple, shape))), dtype, of(bool, fortran), data
     ))
+    target.setflags(write=False)  # the bytes may be another's too
 
   def _allowed(self, module: str, attribute: str) -> Any:
     module = _PYTHON_2.get(module, module)
@@ -318,6 +320,7 @@ class Machine:
     rebuild = self.calls.get(called.name)
     if rebuild is None or called.name in self._read_past:
       return Placeholder(called.name)
+    self.spend(len(arguments))
     for argument in arguments:
       if isinstance(argument, _CONTAINERS):
         self.spend(len(argument))
@@ -332,7 +335,7 @@ class Machine:
       raise ReadError(
           f'{self.path}: holds {short(kind)}, which is no tensor'
       )
-    count, key = _count(count), str(_key(key))
+    count, key = _count(count), str(of((str, int), _key(key)))
     storage = self._storages.get(key)
     if storage is None or storage.dtype != dtype or storage.count < count:
       storage = Storage(dtype, count)
@@ -405,7 +408,8 @@ class _Short:
 
 def of(kind: type | tuple[type, ...], value: Any) -> Any:
   if not isinstance(value, kind):
-    wanted = kind.__name__ if isinstance(kind, type) else 'a container'
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    wanted = ' or '.join(k.__name__ for k in kinds)
     raise TypeError(f'{type(value).__name__} where {wanted} should be')
   return value
 
@@ -418,11 +422,21 @@ def _count(value: Any) -> int:
 
 
 def _key(value: Any) -> Any:
-  """A value that can be hashed at no risk: deep tuples would end Python."""
+  """A value that can be hashed, and written down, at no risk.
+
+  Deep tuples would end Python, long ones and long texts cost their length each
+  time, and large numbers can be chosen so that all have the same hash.
+  """
   parts = value if isinstance(value, tuple) else (value,)
+  if len(parts) > _MAX_RANK:
+    raise ValueError(f'a key of {len(parts)} parts')
   for part in parts:
     if not isinstance(part, _KEYS):
       raise TypeError(f'a key that holds a {type(part).__name__}')
+    if isinstance(part, str | bytes) and len(part) > _MAX_KEY:
+      raise ValueError(f'a key of {len(part)} characters')
+    if isinstance(part, int) and abs(part) >= _MAX_COUNT:
+      raise ValueError(f'a key that is {short(part)}')
   return value
 
 
@@ -448,7 +462,7 @@ def _array(_: Machine, kind: Any, *__: Any) -> np.ndarray:
 
 
 def _array_type(_: Machine, code: Any, *__: Any) -> np.dtype | Placeholder:
-  if code in _ARRAY_TYPES:
+  if isinstance(code, str) and code in _ARRAY_TYPES:
     return np.dtype(code)
   return Placeholder('numpy.dtype')  # of a lone value, perhaps
 

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent import futures
 import functools
 import hashlib
@@ -154,7 +154,7 @@ class FolderSource(ImageSource):
         f.name: f for f in root.iterdir()
         if f.is_dir() and not f.name.startswith('.')
     }
-    self.classes = tuple(_sorted_names(folders))
+    self.classes = tuple(sorted_names(folders))
     if not self.classes:
       raise ValueError(
           f'{root} has no sub-folders: put the images of each class into a '
@@ -243,7 +243,7 @@ class JsonlSource(ImageSource):
       raise ValueError(f'{file}: labels are names in some lines and integers '
                        'in others; use one kind')
     if isinstance(labels[0], str):
-      classes = _sorted_names(set(labels))
+      classes = sorted_names(set(labels))
       _check_count(file, classes, num_classes)
       number_of = {name: i for i, name in enumerate(classes)}
       labels = [number_of[label] for label in labels]
@@ -356,7 +356,11 @@ def split_rows(
   return np.flatnonzero(held if split == 'heldout' else ~held)
 
 
-def _sorted_names(names: Any) -> list[str]:
+def sorted_names(names: Collection[str]) -> list[str]:
+  """Names of classes in the order in which they are numbered.
+
+  That of the alphabet, or that of numbers where all of them are numbers.
+  """
   numbers = all(name.isdecimal() for name in names)
   return sorted(names, key=lambda n: (int(n), n) if numbers else (0, n))
 

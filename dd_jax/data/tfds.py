@@ -155,7 +155,7 @@ def _open(
   number = list(range(found))
   if sort_classes:
     names = features['label'].names
-    place = {name: i for i, name in enumerate(sorted(names))}
+    place = {name: i for i, name in enumerate(images.sorted_names(names))}
     number = [place[name] for name in names]
   return images.ImageSource(
       functools.partial(_read, str(where), records, number), len(records),

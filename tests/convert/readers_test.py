@@ -253,10 +253,10 @@ STATE = (
 @pytest.mark.parametrize('body, message', [
     (b'', None),
     (STATE, 'built twice'),
-    (b'0ctorch\nSize\nh\x07\x85R', 'ndarray where a container'),
-    (b'0ccollections\nOrderedDict\nh\x07\x85R', 'ndarray where a container'),
-    (b'0c__builtin__\nset\nh\x07\x85R', 'ndarray where a container'),
-    (b'0ctorch\nSize\nX\x01\x00\x00\x00a\x85R', 'str where a container'),
+    (b'0ctorch\nSize\nh\x07\x85R', 'ndarray where tuple or'),
+    (b'0ccollections\nOrderedDict\nh\x07\x85R', 'ndarray where tuple or'),
+    (b'0c__builtin__\nset\nh\x07\x85R', 'ndarray where tuple or'),
+    (b'0ctorch\nSize\nX\x01\x00\x00\x00a\x85R', 'str where tuple or'),
     (b'0}h\x07K\x01s', 'a key that holds a ndarray'),
 ])
 def test_nothing_is_made_of_the_items_of_arrays(body, message, tmp_path):
@@ -267,6 +267,31 @@ def test_nothing_is_made_of_the_items_of_arrays(body, message, tmp_path):
     assert readers.read(tmp_path / 'f').tree.tobytes() == b'abcdefgh'
   else:
     assert message in refusal(tmp_path / 'f')
+
+
+DEEP = b')' + b'\x85' * 250_000
+LARGE = b'X' + struct.pack('<I', 1 << 20) + b'a' * (1 << 20) + b'q\x05'
+
+
+@pytest.mark.parametrize('body', [
+    # What ends Python when it is hashed, where something else should be.
+    b'cnumpy\ndtype\n' + DEEP + b'\x85R',
+    b'cdnnlib.util\nEasyDict\n]' + DEEP + b'N\x86a\x85R',
+    # Keys that are written down, each a megabyte of text.
+    LARGE + b'0}h\x05K\x01s', LARGE + b'0}h\x05K\x01\x86K\x01s',
+    b'}(' + b'K\x01' * 33 + b'tK\x01s',
+    # Numbers with the same hash.
+    b'}\x8a\x09' + (2**64).to_bytes(9, 'little') + b'K\x01s',
+    b'(X\x07\x00\x00\x00storagectorch\nFloatStorage\nK\x01K\x02\x86'
+    b'X\x03\x00\x00\x00cpuK\x01tQ',
+])
+def test_what_costs_too_much_to_hash_or_to_write_down(body, kind, tmp_path):
+  data = b'\x80\x02' + body + b'.'
+  if kind == 'torch zip':
+    torch_files.save_zip(tmp_path / 'f', {}, data=data)
+  else:
+    (tmp_path / 'f').write_bytes(data)
+  refusal(tmp_path / 'f')
 
 
 @pytest.mark.parametrize('code', ['b1', 'f4'])
