@@ -141,9 +141,8 @@ def test_two_processes_go_on_where_one_was_stopped(cache, finished, tmp_path):
 
 
 @pytest.mark.parametrize('flags', [
-    ('--num_processes=2', '--process_id=1'), ('--coordinator=localhost:1234',),
+    ('--num_processes=2', '--process_id=1'),
     ('--coordinator=localhost', '--num_processes=1', '--process_id=0'),
-    ('--coordinator=localhost:1', '--num_processes=2', '--process_id=2'),
 ])
 def test_flags_of_processes_that_do_not_fit(cache, tmp_path, flags):
   check_refused(
