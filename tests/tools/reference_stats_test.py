@@ -58,7 +58,6 @@ def test_statistics_say_how_they_were_made(paths, capsys):
     ({'output': 'stats.txt'}, 'must end in .npz'),
     ({'images': '/nowhere'}, 'is no folder'),
     ({'inception': '/nowhere'}, 'not an export'),
-    ({'batch_size': 3}, 'batch_size=3 does not divide'),
 ])
 def test_errors_are_one_line(paths, capsys, flags, message):
   with pytest.raises(SystemExit):
