@@ -73,12 +73,12 @@ SIZES |= {
     'digits_long': dict(
         SIZES['digits'], patch_nums=(1, 1, 1, 2, 3, 4), z_channels=16,
         vocab_size=256, scale_dropout=0.1, width=128, depth=4, lr=1e-3,
-        cfg=0.0, top_p=0.9, t_set=(0, 0, 0, 3), split=3, involved=(3, 5),
-        pairs=131072,
+        cfg=0.0, top_p=0.9, t_set=(0, 0, 0, 0, 0, 3), split=3,
+        involved=(3, 5), pairs=131072,
         student_optimizer=dict(
             lr=4e-3, muon='^layers/(attn|fc)', final=0.01
         ),
-        steps=dict(judge=600, tokenizer=1500, teacher=1500, student=16000),
+        steps=dict(judge=600, tokenizer=1500, teacher=2500, student=22000),
     ),
     'own_16': dict(SIZES['mnist5k'], source=None),
     'own_32': dict(SIZES['mnist5k_32'], source=None),
@@ -325,7 +325,9 @@ def get_config(arg: str = 'digits') -> ConfigDict:
       tokenizer=dict(
           kind='train',
           method=dict(
-              name='vqvae', scale_dropout=size['scale_dropout']
+              name='vqvae', scale_dropout=size['scale_dropout'],
+              revive_below=0.2,
+              revive_until=2 * size['steps']['tokenizer'] // 3,
           ),
           roles=dict(tokenizer=dict(
               model=dict(

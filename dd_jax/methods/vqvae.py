@@ -23,7 +23,9 @@ class Config:
     reconstruction: 'l1' or 'l2' distance of pixels.
     commitment: weight of the quantizer's loss.
     perceptual: weight of the frozen network 'perceptual', if there is one.
-    usage_decay: decay of the moving frequency of each code.
+    usage_decay: decay of the moving frequency of each code, which is the mean
+      of its frequencies in each scale: the few tokens of the coarse scales
+      count as much as the many of the fine ones.
     revive_every: steps between revivals, 0 for none.
     revive_below: a code is dead when its frequency is below this fraction of
       the uniform one.
@@ -99,8 +101,7 @@ class TrainVQVAE(Method):
     metrics['codes_in_use'] = jnp.mean(
         usage * usage.size > config.revive_below
     )
-    latent = out['latent'].reshape(-1, out['latent'].shape[-1])
-    return Output(loss, metrics, {'counts': out['counts'], 'latent': latent})
+    return Output(loss, metrics, {k: out[k] for k in ('counts', 'targets')})
 
   def _draw_scales(self, key: jax.Array) -> jax.Array:
     """How many scales one image is decoded from."""
@@ -111,16 +112,19 @@ class TrainVQVAE(Method):
     )
 
   def after(self, state: Any, outputs: Mapping[str, Any]) -> Any:
-    """Moves the usage, and dead codes onto latents of this batch.
+    """Moves the usage, and dead codes onto what this batch quantized.
 
-    A revived code starts with the uniform frequency, so that it gets time to
-    find its place.
+    Every scale gets as many of the revived codes: of few tokens, which leave
+    little for those behind them, a coarse one would get none, and its tokens
+    would soon be the same for all images. A revived code starts with the
+    uniform frequency, so that it gets time to find its place.
     """
     config, extras = self.config, outputs['tokenizer']
-    counts = extras['counts'].sum(axis=(0, 1)).astype(jnp.float32)
+    counts = extras['counts'].sum(axis=0).astype(jnp.float32)
+    share = (counts / counts.sum(axis=1, keepdims=True)).mean(axis=0)
     usage = (
         config.usage_decay * state.aux['usage']
-        + (1.0 - config.usage_decay) * counts / counts.sum()
+        + (1.0 - config.usage_decay) * share
     )
     if not config.revive_every:
       return state.replace(aux={'usage': usage})
@@ -128,13 +132,19 @@ class TrainVQVAE(Method):
         state.step <= config.revive_until
     )
     dead = due & (usage * usage.size < config.revive_below)
-    latent = extras['latent'].reshape(-1, extras['latent'].shape[-1])
     key = jax.random.fold_in(
         jax.random.wrap_key_data(state.key), state.step
     )
-    rows = jax.random.randint(key, usage.shape, 0, latent.shape[0])
+    drawn = []  # one target of every scale for each code
+    for targets in extras['targets']:
+      flat = targets.reshape(-1, targets.shape[-1])
+      drawn.append(flat[jax.random.randint(key, usage.shape, 0, len(flat))])
+    scale = jax.random.randint(
+        jax.random.fold_in(key, 1), usage.shape, 0, len(drawn)
+    )
+    revived = jnp.stack(drawn)[scale, jnp.arange(usage.size)]
     params = state.params['tokenizer']
-    embedding = jnp.where(dead[:, None], latent[rows], params['embedding'])
+    embedding = jnp.where(dead[:, None], revived, params['embedding'])
     return state.replace(
         aux={'usage': jnp.where(dead, 1.0 / usage.size, usage)},
         params=state.params | {

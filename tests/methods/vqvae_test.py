@@ -17,6 +17,7 @@ import pytest
 from dd_jax import build
 from dd_jax.method import Role
 from dd_jax.methods.vqvae import Config, TrainVQVAE
+from dd_jax.ops import resize
 from dd_jax.state import TrainState
 from dd_jax.step import train_step
 from tests import released_files
@@ -49,6 +50,46 @@ def by_scales(model, params, codes):
         params, f_hat, codes[:, slice(*places)], scale
     )
     yield f_hat
+
+
+def quantize(model, params, image):
+  """Indices, latents, their approximations by scale, and images."""
+
+  @jax.jit
+  def run(params, image):
+    latent = model.fns['encode'](params, image)
+    indices = model.fns['to_indices'](params, image)
+    codes = model.fns['codes'](params, indices)
+    if model.family == 'vqvae':
+      sums = [*by_scales(model, params, codes)]
+    else:
+      sums = [model.fns['accumulate'](params, codes)]
+    return indices, latent, sums, model.fns['decode'](params, sums[-1])
+
+  indices, latent, sums, decoded = jax.device_get(run(params, image))
+  if model.family == 'llamagen_vq':  # its latents and codes have length 1
+    latent = latent / np.linalg.norm(latent, axis=-1, keepdims=True)
+  return indices, latent, sums, decoded
+
+
+def targets_by_scale(latent, sums):
+  """What the scales before each leave of the latents, at its size."""
+  before = [np.zeros_like(latent), *sums[:-1]]
+  sides = [4] if len(sums) == 1 else VQVAE['patch_nums']
+  return [
+      np.asarray(resize.area(latent - total, side)).reshape(-1, side**2, 4)
+      for total, side in zip(before, sides, strict=True)
+  ]
+
+
+def frequencies(model, indices):
+  """Mean over the scales of each code's share of a scale's tokens."""
+  offsets = getattr(model.config, 'offsets', (0, indices.shape[1]))
+  return np.mean([
+      np.bincount(indices[:, slice(*places)].reshape(-1), minlength=16)
+      / indices[:, slice(*places)].size
+      for places in itertools.pairwise(offsets)
+  ], axis=0)
 
 
 @functools.cache
@@ -136,22 +177,8 @@ def test_the_loss_is_what_its_definition_says(model, norm):
     )
     return made.loss(params, inputs)
 
-  @jax.jit
-  def by_codes(params, image):
-    """Indices, latents, their approximations by scale, and images."""
-    latent = net.fns['encode'](params, image)
-    indices = net.fns['to_indices'](params, image)
-    codes = net.fns['codes'](params, indices)
-    if model is VQVAE:
-      sums = [*by_scales(net, params, codes)]
-    else:
-      sums = [net.fns['accumulate'](params, codes)]
-    return indices, latent, sums, net.fns['decode'](params, sums[-1])
-
   got = run(params, image, usage)
-  indices, latent, sums, decoded = jax.device_get(by_codes(params, image))
-  if model is LLAMAGEN:  # its latents and codes have length 1
-    latent = latent / np.linalg.norm(latent, axis=-1, keepdims=True)
+  indices, latent, sums, decoded = quantize(net, params, image)
   difference = np.abs(decoded - image)
   want = {
       'pixels': (difference if norm == 'l1' else difference**2).mean(),
@@ -169,9 +196,11 @@ def test_the_loss_is_what_its_definition_says(model, norm):
   np.testing.assert_allclose(got.loss, loss, rtol=2e-4)
   counts = np.bincount(indices.reshape(-1), minlength=16)
   np.testing.assert_array_equal(got.extras['counts'].sum(axis=0), counts)
-  np.testing.assert_allclose(
-      got.extras['latent'], latent.reshape(-1, 4), atol=1e-5
-  )
+  assert got.extras.keys() == {'counts', 'targets'}
+  for found, target in zip(
+      got.extras['targets'], targets_by_scale(latent, sums), strict=True
+  ):
+    np.testing.assert_allclose(found, target, atol=1e-4)
 
 
 def make_state(made, params, usage, step):
@@ -207,16 +236,11 @@ def test_a_step_revives_codes_that_have_long_not_been_used(
         made, made.updates(9), micro_batches, True, state, {}, batch
     )[0]
 
-  @jax.jit
-  def encode(params, image):
-    fns = net.fns
-    return fns['to_indices'](params, image), fns['encode'](params, image)
-
   after = jax.device_get(step(make_state(made, params, usage, 9), batch))
-  indices, latent = jax.device_get(encode(params, batch['image']))
-  counts = np.bincount(indices.reshape(-1), minlength=16)
-  assert counts[4] and (np.delete(counts, [3, 8]) == 0).any()
-  want = 0.9 * usage + 0.1 * counts / counts.sum()
+  indices, latent, sums, _ = quantize(net, params, batch['image'])
+  share = frequencies(net, indices)
+  assert share[4] > 0.08 and (np.delete(share, [3, 8]) == 0).any()
+  want = 0.9 * usage + 0.1 * share
   want[[3, 8]] = 1 / 16
   np.testing.assert_allclose(after.aux['usage'], want, rtol=1e-5)
   # Other codes and weights stay: the optimizer moves nothing.
@@ -224,9 +248,10 @@ def test_a_step_revives_codes_that_have_long_not_been_used(
   revived = found['embedding'][[3, 8]]
   table[[3, 8]] = revived
   jax.tree.map(np.testing.assert_array_equal, found, params)
-  if model is LLAMAGEN:  # its latents have length 1
-    latent = latent / np.linalg.norm(latent, axis=-1, keepdims=True)
-  apart = np.abs(latent.reshape(-1, 1, 4) - revived).max(axis=-1)
+  targets = np.concatenate(
+      [z.reshape(-1, 1, 4) for z in targets_by_scale(latent, sums)]
+  )
+  apart = np.abs(targets - revived).max(axis=-1)
   assert (apart.min(axis=0) < 1e-5).all()
   assert len({*apart.argmin(axis=0).tolist()}) == 2
 
@@ -241,9 +266,11 @@ def test_codes_are_revived_when_it_is_time(step, fields, due):
       'revive_every': 10, 'revive_below': 0.25, 'usage_decay': 0.5, **fields,
   })
   counts = np.zeros((2, 3, 16), np.int32)
-  counts[0, 1, 1:] = 2
-  counts[1, 2, 1:] = 3
-  extras = {'counts': counts, 'latent': np.full((2, 5, 4), 7, np.float32)}
+  counts[0, 0, 1:] = 2
+  counts[:, 1, 1:] = 3
+  counts[1, 2, 1:] = 4
+  targets = [np.full((2, 3, n, 4), 7, np.float32) for n in (1, 4, 16)]
+  extras = {'counts': counts, 'targets': targets}
   usage = np.array([0.025] + [0.065] * 15, np.float32)
   state = make_state(made, {'embedding': np.zeros((16, 4))}, usage, step)
   after = jax.jit(made.after)(state, {'tokenizer': extras})
@@ -253,3 +280,33 @@ def test_codes_are_revived_when_it_is_time(step, fields, due):
     table[0], want[0] = 7, 1 / 16
   np.testing.assert_array_equal(after.params['tokenizer']['embedding'], table)
   np.testing.assert_allclose(after.aux['usage'], want, rtol=1e-5)
+
+
+def test_scales_count_alike_and_get_as_many_of_the_revived_codes():
+  made = method(
+      VQVAE | {'vocab_size': 3000}, revive_every=10, revive_below=0.1,
+      usage_decay=0.0,
+  )
+  counts = np.zeros((1, 3, 3000), np.int32)
+  counts[0, 0, 0] = 6  # of 6 tokens, 24 and 96
+  counts[0, 1, :2] = 6, 18
+  counts[0, 2, 1:3] = 24, 72
+  targets = [
+      np.broadcast_to(1000 * k + np.arange(n)[:, None], (1, 6, n, 4))
+      for k, n in enumerate((1, 4, 16))
+  ]
+  state = make_state(
+      made, {'embedding': np.full((3000, 4), -1.0)}, np.zeros(3000), 10
+  )
+  outputs = {'tokenizer': {'counts': counts, 'targets': targets}}
+  after = jax.device_get(jax.jit(made.after)(state, outputs))
+  np.testing.assert_allclose(
+      after.aux['usage'][:3], np.array([1.25, 1, 0.75]) / 3, rtol=1e-6
+  )
+  table = after.params['tokenizer']['embedding']
+  assert (table[:3] == -1).all()
+  scale, place = np.divmod(table[3:, 0], 1000)
+  np.testing.assert_allclose(
+      np.bincount(scale.astype(int)) / 2997, [1 / 3] * 3, atol=0.03
+  )
+  assert len({*place[scale == 2].tolist()}) == 16

@@ -156,13 +156,16 @@ def test_training_outputs_are_those_of_the_other_tokenizer():
   image = jax.ShapeDtypeStruct((8, 8, 8, 1), jnp.float32)
   theirs = jax.eval_shape(other.apply, other.abstract(), image)
   assert out.keys() == theirs.keys()
-  for name, value in out.items():
-    assert value.dtype == theirs[name].dtype
-    if name != 'latent':  # of other size
-      assert value.shape == theirs[name].shape, name
+  assert len(out['targets']) == len(theirs['targets'])
+  for name in out.keys() - {'latent', 'targets'}:  # those are of other size
+    assert out[name].dtype == theirs[name].dtype
+    assert out[name].shape == theirs[name].shape, name
   # What revives dead codes moves them in this leaf.
   assert built.abstract()['embedding'].shape == (16, 4)
   assert out['latent'].shape == (8, 4, 4, 4)
+  np.testing.assert_array_equal(
+      out['targets'][0], out['latent'].reshape(8, 16, 4)
+  )
 
 
 def test_codes_have_length_one_whatever_is_stored():

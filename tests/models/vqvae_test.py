@@ -221,12 +221,14 @@ def test_config_is_json():
 
 def test_shapes_and_types():
   _, params, _, out, other = small()
-  assert {k: (v.shape, v.dtype.name) for k, v in out.items()} == {
+  described = jax.tree.map(lambda v: (v.shape, v.dtype.name), out)
+  assert described == {
       'reconstruction': ((8, 8, 8, 1), 'float32'),
       'commitment': ((), 'float32'),
       'indices': ((8, 21), 'int32'),
       'counts': ((3, 16), 'int32'),
       'latent': ((8, 4, 4, 4), 'float32'),
+      'targets': [((8, n, 4), 'float32') for n in (1, 4, 16)],
   }
   np.testing.assert_array_equal(other['codebook'], params['embedding'])
   np.testing.assert_array_equal(
@@ -304,11 +306,12 @@ def test_each_scale_quantizes_what_those_before_left(patch_nums):
   built, params, _, out, other = small(*patch_nums)
   codebook = np.asarray(params['embedding'])
   residual = out['latent']
-  for size, total, (start, stop) in zip(
-      built.config.patch_nums, other['advance']['sums'],
+  for size, target, total, (start, stop) in zip(
+      built.config.patch_nums, out['targets'], other['advance']['sums'],
       itertools.pairwise(built.config.offsets), strict=True,
   ):
     z = np.asarray(resize.area(residual, size)).reshape(8, -1, 1, 4)
+    np.testing.assert_allclose(target, z[:, :, 0], atol=1e-4)
     distance = np.square(z - codebook[None, None]).sum(-1)
     np.testing.assert_array_equal(
         out['indices'][:, start:stop], distance.argmin(-1)

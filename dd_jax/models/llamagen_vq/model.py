@@ -169,8 +169,8 @@ class Tokenizer(nn.Module):
         codes. The release's entropy term has weight 0 and is left out.
       indices: (B, L) int32.
       counts: (1, V) int32, how often each code was used.
-      latent: (B, h, h, C) of length 1, gradient stopped: where to move unused
-        codes to.
+      latent: (B, h, h, C) of length 1, gradient stopped.
+      targets: the same as [(B, L, C)], where to move unused codes to.
     """
     cfg = self.config
     latent_BxhxhxC = _unit(self.encode(image_BxHxWxC))
@@ -190,6 +190,7 @@ class Tokenizer(nn.Module):
         'indices': indices_BxL,
         'counts': vq.count_codes(indices_BxL.reshape(-1), cfg.vocab_size)[None],
         'latent': fixed_BxhxhxC,
+        'targets': [fixed_BxhxhxC.reshape(*indices_BxL.shape, -1)],
     }
 
   def _nearest(self, latent_BxhxhxC: Array) -> Array:

@@ -214,7 +214,9 @@ class VQVAE(nn.Module):
         scales up to k. The second term trains the codes and phi.
       indices: (B, L) int32.
       counts: (K, V) int32, how often each scale used each code.
-      latent: (B, h, h, Z), gradient stopped: where to move unused codes to.
+      latent: (B, h, h, Z), gradient stopped.
+      targets: (B, n, Z) for each scale, gradient stopped: what its tokens stand
+        for, and where to move unused codes to.
     """
     cfg = self.config
     latent_BxhxhxZ = self.encode(image_BxHxWxC)
@@ -222,7 +224,7 @@ class VQVAE(nn.Module):
     if self.is_initializing():  # checkpoints hold phis that no scale uses too
       for phi in self.phis:
         phi(latent_BxhxhxZ)
-    indices, partial_sums = self._quantize(latent_BxhxhxZ)
+    indices, targets, partial_sums = self._quantize(latent_BxhxhxZ)
     decoded_BxhxhxZ = partial_sums[-1]
     if scales_B is not None:
       rows_B = jnp.arange(len(scales_B))
@@ -243,6 +245,7 @@ class VQVAE(nn.Module):
             [vq.count_codes(i.reshape(-1), cfg.vocab_size) for i in indices]
         ),
         'latent': fixed_BxhxhxZ,
+        'targets': targets,
     }
 
   def accumulate(self, codes_BxLxZ: Array) -> Array:
@@ -272,11 +275,11 @@ class VQVAE(nn.Module):
 
   def _quantize(
       self, latent_BxhxhxZ: Array
-  ) -> tuple[list[Array], list[Array]]:
-    """Indices (B, n) of every scale, and the sums of the scales up to it."""
+  ) -> tuple[list[Array], list[Array], list[Array]]:
+    """Indices and targets of every scale, and the sums of those up to it."""
     residual = jax.lax.stop_gradient(latent_BxhxhxZ)
     f_hat = self._zeros(latent_BxhxhxZ)
-    indices, partial_sums = [], []
+    indices, targets, partial_sums = [], [], []
     for scale, size in enumerate(self.config.patch_nums):
       z_BxnxZ = _flatten(resize.area(residual, size))
       index_Bxn = vq.nearest_code(
@@ -286,8 +289,9 @@ class VQVAE(nn.Module):
       f_hat += update
       residual -= jax.lax.stop_gradient(update)
       indices.append(index_Bxn)
+      targets.append(z_BxnxZ)
       partial_sums.append(f_hat)
-    return indices, partial_sums
+    return indices, targets, partial_sums
 
   def _upsample(self, codes_BxnxZ: Array, scale: int) -> Array:
     """phi_k of one scale's codes, spread over the latent map."""
