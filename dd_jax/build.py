@@ -132,6 +132,14 @@ def _place(tree: Params, shardings: Any) -> Params:
   return jax.tree.map(one, tree, shardings)
 
 
+def _frozen(name: str, entry: str | Mapping[str, Any]) -> FrozenConfig:
+  values = {'path': entry} if isinstance(entry, str) else entry
+  config = config_lib.make(FrozenConfig, values, f'frozen.{name}')
+  if (config.path is None) == (config.model is None):
+    raise ValueError(f'frozen.{name} needs a path or a model')
+  return config
+
+
 def load_frozen(
     entries: Mapping[str, Any], resolve: Resolve, mesh: Mesh, rules: str,
 ) -> tuple[dict[str, Model], dict[str, Params]]:
@@ -145,10 +153,7 @@ def load_frozen(
   """
   models, params = {}, {}
   for name, entry in entries.items():
-    entry = {'path': entry} if isinstance(entry, str) else entry
-    config = config_lib.make(FrozenConfig, entry, f'frozen.{name}')
-    if (config.path is None) == (config.model is None):
-      raise ValueError(f'frozen.{name} needs a path or a model')
+    config = _frozen(name, entry)
     if config.path is not None:
       models[name], tree = _open(resolve(config.path), config.dtype)
     else:
@@ -168,18 +173,24 @@ def _same_parts(model: Model, params: Params) -> bool:
   )
 
 
+def _optimizer(
+    name: str, role: RoleConfig
+) -> tuple[optim.OptimizerConfig, int | None]:
+  """A role's optimizer, and the ticks of its clock if they are its own."""
+  fields = dict(role.optimizer)
+  total = fields.pop('total', None)
+  return config_lib.make(
+      optim.OptimizerConfig, fields, f'roles.{name}.optimizer'
+  ), total
+
+
 def _role(
     name: str, entry: Mapping[str, Any], steps: int, resolve: Resolve,
     frozen: Mapping[str, Model], frozen_params: Mapping[str, Params],
 ) -> tuple[Role, Params | None]:
   config = config_lib.make(RoleConfig, entry, f'roles.{name}')
-  optimizer = dict(config.optimizer)
-  total = optimizer.pop('total', None) or steps
-  tx = optim.make_optimizer(
-      config_lib.make(
-          optim.OptimizerConfig, optimizer, f'roles.{name}.optimizer'
-      ), total,
-  )
+  optimizer, total = _optimizer(name, config)
+  tx = optim.make_optimizer(optimizer, total or steps)
   if config.adapter is not None:
     adapter = config_lib.make(
         Adapter, config.adapter, f'roles.{name}.adapter'
@@ -215,6 +226,32 @@ def _role(
   return Role(model, tx, init, config.ema), source
 
 
+def _method(values: Mapping[str, Any]) -> tuple[type[Method], Any]:
+  """A method of the registry and its config."""
+  fields = dict(values)
+  cls = registry.get('methods', _pop(fields, 'name', 'method'))
+  return cls, config_lib.make(cls.Config, fields, f'method {cls.__name__}')
+
+
+def check_entries(
+    method: Mapping[str, Any], roles: Mapping[str, Any],
+    frozen: Mapping[str, Any],
+) -> None:
+  """Checks what can be checked before there are networks to start from.
+
+  Raises:
+    ValueError: names an unknown, missing or ill-typed field.
+  """
+  _method(method)
+  for name, entry in roles.items():
+    config = config_lib.make(RoleConfig, entry, f'roles.{name}')
+    _optimizer(name, config)
+    if config.model is not None:
+      build_model(config.model)
+  for name, entry in frozen.items():
+    _frozen(name, entry)
+
+
 def build_method(
     method: Mapping[str, Any], roles: Mapping[str, Any],
     frozen: Mapping[str, Any], steps: int, resolve: Resolve, mesh: Mesh,
@@ -231,7 +268,5 @@ def build_method(
     built[name], sources[name] = _role(
         name, entry, steps, resolve, models, params
     )
-  fields = dict(method)
-  cls = registry.get('methods', _pop(fields, 'name', 'method'))
-  config = config_lib.make(cls.Config, fields, f'method {cls.__name__}')
+  cls, config = _method(method)
   return cls(config, built, models), sources, params

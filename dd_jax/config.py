@@ -12,7 +12,41 @@ import types
 import typing
 from typing import Any, TypeVar
 
+from absl import flags
+from ml_collections import config_flags
+
 T = TypeVar('T')
+
+
+def define_flag() -> flags.FlagHolder:
+  """The flag --config, a file whose fields --config.<field> replaces.
+
+  What a mapping within the config lacks may be added, since the fields that
+  have defaults stand in no file; `make` refuses those that nobody knows. Of the
+  config itself only what stands in the file can be set.
+  """
+  holder = config_flags.DEFINE_config_file(
+      'config', None, 'Config file, with its argument after a colon.',
+      lock_config=False, accept_new_attributes=True,
+  )
+
+  def check(_: Any) -> bool:
+    flag = flags.FLAGS['config']
+    added = [
+        name for name in config_flags.get_override_values(flag)
+        if '.' not in name
+    ]
+    if added:
+      known = flag.parser.parse(config_flags.get_config_filename(flag))
+      for name in added:
+        if name not in known:
+          raise flags.ValidationError(
+              f'the config has no field {name!r}; it has {sorted(known)}'
+          )
+    return True
+
+  flags.register_validator(holder, check)
+  return holder
 
 
 def make(cls: type[T], values: Mapping[str, Any], where: str) -> T:

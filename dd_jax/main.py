@@ -18,14 +18,11 @@ from typing import NoReturn
 from absl import app, flags, logging
 from etils import epath
 import jax
-from ml_collections import config_flags
 
+from dd_jax import config as config_lib
 from dd_jax import console, hooks, stages
 
-_CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Config file, with its argument after a colon.',
-    lock_config=True,
-)
+_CONFIG = config_lib.define_flag()
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Where artefacts go; default runs/<name of the config>.'
 )
@@ -133,11 +130,10 @@ def main(argv: list[str]) -> None:
   try:
     _keep_freed_memory()
     config = _CONFIG.value.to_dict()
+    stages.check_fields(config)
     workdir = epath.Path(_WORKDIR.value or f'runs/{config["name"]}')
-    if config['compilation_cache']:
-      jax.config.update(
-          'jax_compilation_cache_dir', config['compilation_cache']
-      )
+    if cache := config.get('compilation_cache'):
+      jax.config.update('jax_compilation_cache_dir', cache)
     stages.run(config, workdir, only=_STAGE.value, redo=_REDO.value)
   except hooks.Preempted as e:
     console.say(str(e))

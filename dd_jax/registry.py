@@ -26,6 +26,21 @@ TABLES: dict[str, dict[str, str]] = {
         'adm_npz': 'dd_jax.evaluate_fid:run_adm',
         'clip_score': 'dd_jax.evaluate_clip:run',
     },
+    # Fields of a stage of a kind, checked before the first stage starts: a
+    # config dataclass. A kind may do without.
+    'configs': {
+        'train': 'dd_jax.train:TrainConfig',
+        'convert': 'dd_jax.released:ConvertConfig',
+        'captions': 'dd_jax.captions:CaptionsConfig',
+        'generate': 'dd_jax.generate:GenerateConfig',
+        'evaluate': 'dd_jax.evaluate:EvaluateConfig',
+        'evaluate_denoiser':
+            'dd_jax.evaluate_denoiser:EvaluateDenoiserConfig',
+        'evaluate_toy': 'dd_jax.evaluate_toy:EvaluateToyConfig',
+        'fid': 'dd_jax.evaluate_fid:FidConfig',
+        'adm_npz': 'dd_jax.evaluate_fid:AdmConfig',
+        'clip_score': 'dd_jax.evaluate_clip:ClipScoreConfig',
+    },
     # What a stage of a kind will run: (plan.Blueprint) -> plan.Planned.
     'planners': {
         'train': 'dd_jax.plan:plan_train',

@@ -110,13 +110,28 @@ def _references(value: Any) -> Iterator[str]:
     yield value
 
 
+def check_fields(config: Mapping[str, Any]) -> None:
+  """Raises where a run's config lacks one of its own fields.
+
+  Raises:
+    ValueError: names what is missing.
+  """
+  fields = ('name', 'seed', 'mesh', 'rules', 'stages')
+  if missing := [name for name in fields if name not in config]:
+    raise ValueError(
+        f'the config lacks {", ".join(missing)}; a run needs '
+        f'{", ".join(fields)}'
+    )
+
+
 def parse(config: Mapping[str, Any]) -> list[Stage]:
   """The stages of a run's config, each after those that it reads.
 
   Raises:
-    ValueError: unknown kind or rules, a seed out of range, a reference to no
-      stage, or a circle.
+    ValueError: missing fields, unknown kind or rules, a seed out of range, a
+      reference to no stage, or a circle.
   """
+  check_fields(config)
   stages = {}
   for name, values in config['stages'].items():
     values = dict(values)
@@ -188,6 +203,16 @@ def _write_record(directory: epath.Path, record: Mapping[str, Any]) -> None:
 
 def _hash(value: Any) -> str:
   return hashlib.sha256(config_lib.canonical_json(value).encode()).hexdigest()
+
+
+def _check_config(stage: Stage) -> None:
+  """Raises where its kind knows a field otherwise, or does not know it.
+
+  The last stage should not find its mistake after a day.
+  """
+  if stage.kind in registry.TABLES['configs']:
+    fields = {k: v for k, v in stage.config.items() if k != 'seed'}
+    config_lib.make(registry.get('configs', stage.kind), fields, stage.name)
 
 
 def _check(stage: Stage, record: Mapping[str, Any],
@@ -290,6 +315,8 @@ def run(
 
   for stage in stages:
     record = read_record(workdir / stage.name)
+    if record is None or record['config'] != stage.config:
+      _check_config(stage)
     if record is None or stage.name in again:
       continue
     _check(stage, record, hashes_of(stage), workdir / stage.name)

@@ -67,6 +67,7 @@ class TrainConfig:
     for name in ('log_every', 'save_every', 'keep'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name}={getattr(self, name)} must be at least 1')
+    build.check_entries(self.method, self.roles, self.frozen)
 
 
 class Programs:

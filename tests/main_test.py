@@ -171,8 +171,40 @@ def test_workdir_of_another_config(cache, finished):
 
 def test_override_of_a_field_that_does_not_exist(cache, finished):
   check_refused(
-      cache, CONFIG, finished, '--config.stages.teacher.stepz=5', match='stepz'
+      cache, CONFIG, finished, '--config.stages.teacher.stepz=5',
+      match="teacher: unknown field 'stepz': did you mean 'steps'?",
   )
+
+
+def test_override_of_a_field_of_the_run_that_does_not_exist(cache, finished):
+  check_refused(
+      cache, CONFIG, finished, '--config.sed=5',
+      match="the config has no field 'sed'; it has ['compilation_cache',",
+  )
+
+
+def test_a_mistake_in_the_last_stage_is_found_before_the_first(
+    cache, tmp_path
+):
+  check_refused(
+      cache, CONFIG, tmp_path,
+      '--config.stages.student.roles.student.optimizer.lrate=1.0',
+      match="roles.student.optimizer: unknown field 'lrate'",
+  )
+
+
+def test_a_field_that_stands_in_no_config_file_can_be_set(cache, tmp_path):
+  result = run_main(
+      cache, CONFIG, f'--workdir={tmp_path}', '--stage=judge',
+      '--config.stages.judge.log_every=2',
+      '--config.stages.judge.roles.judge.optimizer.moment_dtype=bfloat16',
+  )
+  assert not result.returncode, result.stderr
+  lines = (tmp_path / 'judge/metrics.jsonl').read_text().splitlines()
+  steps = {json.loads(line)['step'] for line in lines}
+  assert {2, 4} <= steps
+  told = record(tmp_path, 'judge')['config']
+  assert told['roles']['judge']['optimizer']['moment_dtype'] == 'bfloat16'
 
 
 def test_unknown_argument_of_the_config(cache, finished):

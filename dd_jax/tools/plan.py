@@ -24,8 +24,8 @@ from typing import Any
 from absl import app, flags, logging
 from etils import epath
 import jax
-from ml_collections import config_flags
 
+from dd_jax import config as config_lib
 from dd_jax import console, fit, plan, roofline, sharding
 from dd_jax import stages as stages_lib
 
@@ -218,10 +218,7 @@ def _flops(count: float | None) -> str:
 def cli() -> None:
   # What is planned for is elsewhere: nothing here but the CPU is wanted.
   jax.config.update('jax_platforms', 'cpu')
-  config = config_flags.DEFINE_config_file(
-      'config', None, 'Config file, with its argument after a colon.',
-      lock_config=True,
-  )
+  config = config_lib.define_flag()
   topology = flags.DEFINE_string(
       'topology', None, f'Slice: chips ({", ".join(roofline.CHIPS)}, cpu) and '
       'sides, as in v5e:4x4.',
@@ -256,8 +253,13 @@ def cli() -> None:
     if argv[1:]:
       raise app.UsageError(f'unknown arguments {argv[1:]}')
     logging.set_verbosity(logging.WARNING)
+    try:
+      values = config.value.to_dict()
+    except OSError as e:  # the file is not there
+      console.fail(str(e))
+      sys.exit(2)
     sys.exit(run(
-        config.value.to_dict(), topology.value, mesh=mesh.value,
+        values, topology.value, mesh=mesh.value,
         stages=stages.value, hbm_gb=hbm_gb.value, out=out.value,
         markdown=markdown.value, search=search.value, full=full.value,
         memo=memo.value,
