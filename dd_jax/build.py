@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from dd_jax import checkpoint, optim, registry, sharding
 from dd_jax import config as config_lib
 from dd_jax.adapter import Adapter
-from dd_jax.data import conditions
+from dd_jax.data import conditions, pairs
 from dd_jax.data.captions import CaptionSource
 from dd_jax.method import Method, Role
 from dd_jax.model import Model, Params
@@ -107,6 +107,21 @@ def build_source(values: Mapping[str, Any], resolve: Resolve) -> Any:
   if captions is None:
     return records
   return conditions.Captioned(records, CaptionSource(resolve(captions)))
+
+
+def check_pairs(
+    values: Mapping[str, Any], networks: Mapping[str, str], resolve: Resolve
+) -> None:
+  """Raises where data are pairs that another tokenizer made.
+
+  Args:
+    values: as `build_source` takes.
+    networks: hash of each frozen network.
+    resolve: turns 'stage:name' into a folder.
+  """
+  if values.get('source') == 'pairs' and 'vae' in networks:
+    path = resolve(values['path'])
+    pairs.check_origin(path, pairs.read_manifest(path), vae=networks['vae'])
 
 
 def _open(

@@ -12,7 +12,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from dd_jax import build, generate, judging, programs, registry, sharding
+from dd_jax import (
+    build,
+    checkpoint,
+    generate,
+    judging,
+    programs,
+    registry,
+    sharding,
+)
 from dd_jax import config as config_lib
 from dd_jax.data import conditions as conditions_lib
 from dd_jax.data import pairs as pairs_lib
@@ -75,7 +83,8 @@ def make_panel(
   Args:
     config: of the stage.
     models: 'teacher', 'student' and 'vae'.
-    params: of the models.
+    params: of the models, and 'cumulative', (L, V) int32: how often each place
+      of the pairs has each code or one before it.
     made: provenance of the student's pairs.
     seed: of noise and keys.
     mesh: of the devices.
@@ -91,7 +100,9 @@ def make_panel(
   settings = {k: made.get(k, v) for k, v in guidance.SETTINGS.items()}
   offsets = teacher.config.offsets
   scales = len(offsets) - 1
-  trees = params['teacher'], params['student'], params['vae']
+  trees = tuple(
+      params[n] for n in ('teacher', 'student', 'vae', 'cumulative')
+  )
 
   noise_of = functools.partial(programs.fresh_noise, teacher, seed)
   keys_of = functools.partial(programs.fresh_keys, seed)
@@ -127,9 +138,15 @@ def make_panel(
     return lib.images_from_codes(vae, trees[2], out['codes'])
 
   def skip(count, trees, ids, condition):
+    keys = keys_of(ids)
+    missing = offsets[-1] - offsets[scales - count]
+    fill = baselines.sample_last(  # a step of its own, after the last one
+        jax.vmap(jax.random.fold_in, (0, None))(keys, scales), trees[3],
+        missing,
+    )
     return lib.skip_n(
-        teacher, vae, trees[0], trees[2], condition,
-        lib.categorical(keys_of(ids)), skip=count, **settings,
+        teacher, vae, trees[0], trees[2], condition, lib.categorical(keys),
+        skip=count, fill=fill, **settings,
     )
 
   def program(fn):
@@ -172,13 +189,11 @@ def make_panel(
 
 def _baselines(
     models: Mapping[str, Any], params: Mapping[str, Any],
-    pairs: pairs_lib.PairSource, conditions: conditions_lib.Conditions,
-    real: Any, seed: int, mesh: Any,
+    indices: Mapping[str, np.ndarray], counts: np.ndarray,
+    conditions: conditions_lib.Conditions, real: Any, seed: int, mesh: Any,
 ) -> list[judging.Row]:
   """Rows that no network samples."""
   teacher = models['teacher']
-  indices = pairs.take(np.arange(len(pairs)))
-  counts = baselines.fit(indices['indices'], teacher.config.vocab_size)
   decoder = jax.jit(
       functools.partial(programs.decode, teacher.family, models['vae']),
       out_shardings=sharding.replicated(mesh),
@@ -221,6 +236,10 @@ def run(context: Context) -> dict[str, Any]:
       refs, context.resolve, mesh, judging.RULES
   )
   pairs = pairs_lib.PairSource(context.resolve(config.pairs))
+  pairs_lib.check_origin(config.pairs, pairs.manifest, **{
+      n: checkpoint.describe(context.resolve(refs[n]))['hash']
+      for n in ('teacher', 'vae')
+  })
   conditions = conditions_lib.of_network(
       models['teacher'].config,
       config.captions and context.resolve(config.captions),
@@ -231,11 +250,19 @@ def run(context: Context) -> dict[str, Any]:
         'classes, give each prompt a label'
     )
   real = judging.real_images(config, context)
+  indices = pairs.take(np.arange(len(pairs)))
+  counts = baselines.fit(
+      indices['indices'], models['teacher'].config.vocab_size
+  )
+  params['cumulative'] = jax.device_put(
+      counts.cumsum(axis=1, dtype=np.int32), sharding.replicated(mesh)
+  )
   panel = make_panel(
       config, models, params, pairs.manifest.provenance, context.seed, mesh
   )
   panel = dataclasses.replace(panel, rows=[*panel.rows, *_baselines(
-      models, params, pairs, conditions, real['train'], context.seed, mesh
+      models, params, indices, counts, conditions, real['train'], context.seed,
+      mesh,
   )])
   settings = judging.environment(config) | {
       **{f'{name}_{k}': v for name, choice in config.students.items()

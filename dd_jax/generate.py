@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 from typing import Any
 
+from absl import logging
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
@@ -146,6 +147,12 @@ def run(context: Context) -> dict[str, Any]:
   config = config_lib.make(GenerateConfig, context.config, context.name)
   mesh = context.mesh
   sharding.check_batch(config.batch_size, mesh)
+  if config.batch_size < 2 * sharding.count_parts(mesh):
+    logging.warning(
+        '%s: batch_size=%d leaves each device a single pair, and products of '
+        'one row may differ in their last bits: another number of devices may '
+        'make other pairs', context.name, config.batch_size,
+    )
   if config.shard_size % config.batch_size:
     raise ValueError(
         f'{context.name}: shard_size={config.shard_size} is not a multiple of '

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -54,6 +54,8 @@ class Inputs(NamedTuple):
     keys: one key per example, independent of mesh, hosts and micro-batches.
     clocks: `step` and each role's own count of updates, int32 scalars.
     shared: what `Method.prepare` returned, with gradients stopped.
+    training: whether a role is to be moved; what is dropped in training is not
+      where losses are only looked at.
   """
 
   params: Mapping[str, Params]
@@ -64,6 +66,7 @@ class Inputs(NamedTuple):
   keys: jax.Array
   clocks: Mapping[str, jax.Array]
   shared: Mapping[str, Any]
+  training: bool = True
 
   @property
   def condition(self) -> Any:
@@ -114,6 +117,20 @@ class Method:
   def __post_init__(self) -> None:
     """Raises ValueError where config and networks do not go together."""
 
+  def check_parts(
+      self, roles: Sequence[str], frozen: Sequence[str] = ()
+  ) -> None:
+    """Raises ValueError where one of these networks is not there."""
+    for kind, names, found in (
+        ('role', roles, self.roles), ('frozen network', frozen, self.frozen)
+    ):
+      for name in names:
+        if name not in found:
+          raise ValueError(
+              f'{type(self).__name__} needs a {kind} {name!r}; there are '
+              f'{sorted(found)}'
+          )
+
   def updates(self, step: int) -> tuple[Update, ...]:
     """The updates of a step, in order; a function of the step alone."""
     raise TypeError(f'{type(self).__name__} defines no updates')
@@ -150,7 +167,7 @@ class Method:
     return batch
 
   def flops(self, updates: tuple[Update, ...], batch_size: int) -> int:
-    """Analytic FLOPs of one step on `batch_size` examples.
+    """Analytic FLOPs of one micro-batch of `batch_size` examples.
 
     Counts a forward and a backward (twice a forward) of each updated role;
     methods that run more networks add them.

@@ -322,7 +322,9 @@ def plan_train(b: Blueprint) -> Planned:
   out += [Program(
       b.name, f'step {_title(updates)}',
       lambda updates=updates: compiled.trace(updates, state, frozen, batch),
-      held, batch, method.flops(updates, config.batch_size), count, knobs,
+      held, batch, config.micro_batches * method.flops(
+          updates, config.batch_size // config.micro_batches
+      ), count, knobs,
   ) for updates, count in steps.items()]
   if config.heldout and config.eval_every:
     evaluations = collections.Counter(
@@ -381,8 +383,13 @@ def plan_evaluate(b: Blueprint) -> Planned:
       {n: getattr(config, n) for n in ('teacher', 'student', 'vae')},
       b.resolve, b.mesh, judging.RULES,
   )
+  manifest = b.resolve(config.pairs)
+  params['cumulative'] = jax.ShapeDtypeStruct(
+      (manifest.length, manifest.vocab_size), np.int32,
+      sharding=sharding.replicated(b.mesh),
+  )
   panel = evaluate.make_panel(
-      config, models, params, b.resolve(config.pairs).provenance, b.seed, b.mesh
+      config, models, params, manifest.provenance, b.seed, b.mesh
   )
   return _plan_panel(b, config, panel, models['teacher'].config, params)
 

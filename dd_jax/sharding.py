@@ -213,13 +213,18 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
+def count_parts(mesh: Mesh) -> int:
+  """How many parts of a batch there are."""
+  return math.prod(mesh.shape[a] for a in BATCH)
+
+
 def check_batch(size: int, mesh: Mesh, micro_batches: int = 1) -> None:
   """Raises where a global batch cannot be split evenly.
 
   Raises:
     ValueError: naming batch_size, the mesh and what would fit.
   """
-  parts = math.prod(mesh.shape[a] for a in BATCH) * micro_batches
+  parts = count_parts(mesh) * micro_batches
   if micro_batches < 1 or size < 1:
     raise ValueError(
         f'batch_size={size} and micro_batches={micro_batches} must be at '
@@ -241,7 +246,7 @@ def fit_batch(size: int, mesh: Mesh) -> int:
   """
   if size < 1:
     raise ValueError(f'batch_size={size} must be at least 1')
-  parts = math.prod(mesh.shape[a] for a in BATCH)
+  parts = count_parts(mesh)
   return -(-size // parts) * parts
 
 

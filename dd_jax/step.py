@@ -155,9 +155,12 @@ def eval_step(
     method: Method, updates: tuple[Update, ...], state: TrainState,
     frozen: Mapping[str, Params], batch: Mapping[str, jax.Array],
 ) -> dict[str, clu_metrics.Average]:
-  """The same losses without a gradient, on moving averages where kept."""
+  """The same losses without a gradient, on moving averages where kept.
+
+  Nothing is dropped: neither conditions nor parts of the networks.
+  """
   state = state.replace(params=state.params | state.ema)
-  part = _inputs(method, state, frozen, batch)
+  part = _inputs(method, state, frozen, batch)._replace(training=False)
   part = part._replace(shared=method.prepare(part))
   metrics = {}
   for update in updates:

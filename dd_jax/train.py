@@ -282,7 +282,9 @@ def train(
         if step % config.log_every == 0:
           note = report(step)
         history.append(outputs)
-        flops_done += method.flops(updates, config.batch_size)
+        flops_done += config.micro_batches * method.flops(
+            updates, config.batch_size // config.micro_batches
+        )
         bar.update(step + 1, note)
       report(config.steps)
     if heldout and config.eval_every and start < config.steps:
@@ -311,6 +313,12 @@ def run(context: Context) -> dict[str, Any]:
   """
   clock = metrics.Clock()
   config = config_lib.make(TrainConfig, context.config, context.name)
+  networks = {
+      name: checkpoint.describe(context.resolve(path))['hash']
+      for name, entry in config.frozen.items()
+      if (path := entry if isinstance(entry, str) else entry.get('path'))
+  }
+  build.check_pairs(config.data, networks, context.resolve)
   method, sources, frozen = build.build_method(
       config.method, config.roles, config.frozen, config.steps,
       context.resolve, context.mesh, context.rules,
@@ -324,11 +332,7 @@ def run(context: Context) -> dict[str, Any]:
       'stage': context.name, 'step': config.steps, 'seed': context.seed,
       'method': dict(config.method),
       # Who samples from the export needs to know its tokenizer.
-      'frozen': {
-          name: checkpoint.describe(context.resolve(path))['hash']
-          for name, entry in config.frozen.items()
-          if (path := entry if isinstance(entry, str) else entry.get('path'))
-      },
+      'frozen': networks,
   }
   exports, hashes = {}, {}
   for name, role in method.roles.items():

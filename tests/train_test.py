@@ -578,6 +578,26 @@ def test_heldout_batches_are_collected_too(teacher, tmp_path, monkeypatch):
   assert steps == [0, 0, 0, 0, 1, 2, 2, 2]
 
 
+def test_heldout_losses_are_told_that_nothing_is_trained(
+    teacher, tmp_path, monkeypatch
+):
+  told, loss = [], toy_method.Toy.student_loss
+
+  def watch(self, params, inputs, **statics):
+    told.append(inputs.training)
+    return loss(self, params, inputs, **statics)
+
+  monkeypatch.setattr(toy_method.Toy, 'student_loss', watch)
+  config = toy_method.make_config(teacher, steps=1)
+  stages.run(config, tmp_path / 'trained')
+  assert set(told) == {True}
+  config['stages']['run'] |= dict(
+      heldout=dict(source='numbers', count=32), eval_every=1
+  )
+  stages.run(config, tmp_path / 'looked_at')
+  assert set(told) == {True, False}
+
+
 def test_a_run_that_goes_on_has_each_record_once(
     teacher, tmp_path, monkeypatch
 ):

@@ -99,6 +99,28 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
   return Manifest.read(_folder(path))
 
 
+def check_origin(
+    path: str | os.PathLike[str], manifest: Manifest, **hashes: str
+) -> None:
+  """Raises where pairs were made by other networks than these.
+
+  Args:
+    path: what to call the set.
+    manifest: of the set; what it does not name is not compared.
+    hashes: of 'teacher' and 'vae'.
+
+  Raises:
+    ValueError: names the network.
+  """
+  for name, digest in hashes.items():
+    made_by = manifest.provenance.get(name, digest)
+    if made_by != digest:
+      raise ValueError(
+          f'the pairs in {path} were made with the {name} {made_by[:12]}, this '
+          f'stage has {digest[:12]}: take the one they were made with'
+      )
+
+
 class PairWriter(files.Writer):
   """Writes a set of pairs; see `files.Writer`."""
 

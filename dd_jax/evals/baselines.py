@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -35,6 +37,27 @@ def sample(
   for i, cumulative in enumerate(counts.cumsum(1)):
     out[:, i] = np.searchsorted(cumulative, draws[:, i], side='right')
   return out
+
+
+def sample_last(
+    keys: jax.Array, cumulative: jax.Array, count: int
+) -> jax.Array:
+  """The last `count` columns of `sample` on the device, (B, count) int32.
+
+  Args:
+    keys: (B,), one for each sequence.
+    cumulative: (L, V) int32, sums along the codes of what `fit` counts.
+    count: at most L.
+  """
+  tail = cumulative[len(cumulative) - count :]
+
+  def one(key: jax.Array) -> jax.Array:
+    draws = jax.random.randint(key, (count,), 0, tail[:, -1])
+    return jax.vmap(
+        lambda column, draw: jnp.searchsorted(column, draw, side='right')
+    )(tail, draws)
+
+  return jax.vmap(one)(keys).astype(jnp.int32)
 
 
 def sample_per_class(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from dd_jax.flow.noise import pair_noise
 from dd_jax.method import Inputs, Method, Output, Update
 from dd_jax.methods import losses
+from dd_jax.sampling.steps import check_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Config:
       the mean over the numbers of a code.
     loss_norm: image distance: 'network' (frozen network 'perceptual', LPIPS
       for instance), 'l1', 'l2' or 'none'.
-    perceptual_batch: examples of a batch that the image distance is taken on,
-      0 for all; spread evenly over the batch where it divides it, else the
-      first ones. Decoding is most of a step's work.
+    perceptual_batch: examples of a batch (with `micro_batches`, of each of
+      them) that the image distance is taken on, 0 for all; spread evenly where
+      it divides them, else the first ones. Decoding is most of a step's work.
   """
 
   t_set: tuple[int, ...] = (0,)
@@ -67,6 +68,8 @@ class DistilledDecoding(Method):
   Config = Config
 
   def __post_init__(self) -> None:
+    self.check_parts(('student',), ('vae',))
+    check_tokenizer(self.roles['student'].model, self.frozen['vae'])
     steps = len(self._offsets) - 1
     c = self.config
     if not c.t_set or not all(0 <= t < steps for t in c.t_set):
@@ -160,9 +163,13 @@ class DistilledDecoding(Method):
 
   def flops(self, updates: tuple[Update, ...], batch_size: int) -> int:
     images = min(self.config.perceptual_batch or batch_size, batch_size)
+    total = super().flops(updates, batch_size)
+    if self.config.loss_norm == 'none':
+      return total
     # A decode is about half of the tokenizer's forward: one of the target,
     # and a forward and backward of the prediction.
-    decodes = 0 if self.config.loss_norm == 'none' else 4 * images
-    return super().flops(updates, batch_size) + (
-        decodes * self.frozen['vae'].flops() // 2
-    )
+    total += 4 * images * self.frozen['vae'].flops() // 2
+    if self.config.loss_norm == 'network':
+      # A forward of both images, and back through one of them.
+      total += images * self.frozen['perceptual'].flops() * 3 // 2
+    return total

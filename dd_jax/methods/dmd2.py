@@ -32,7 +32,8 @@ class Config:
     simulate: a later step is trained on what the student's earlier steps made;
       otherwise on noisy data.
     wanted: the student is asked for classes drawn evenly, or for the labels or
-      captions of the batch.
+      captions of the batch; for these alone where `simulate` is off and there
+      are several levels.
     guidance: of the teacher; 1 for none. The student takes it in.
     first: least level at which teacher and critic are compared.
     last: greatest such level.
@@ -97,12 +98,7 @@ class DMD2(Method):
   Config = Config
 
   def __post_init__(self) -> None:
-    for name, has in (('student', self.roles), ('critic', self.roles),
-                      ('teacher', self.frozen)):
-      if name not in has:
-        kind = 'frozen network' if has is self.frozen else 'role'
-        raise ValueError(f'DMD2 needs a {kind} {name!r}; there are '
-                         f'{sorted(has)}')
+    self.check_parts(('student', 'critic'), ('teacher',))
     if self.config.gan and 'logits' not in self.roles['critic'].model.fns:
       raise ValueError(
           f'gan={self.config.gan} needs a critic with a discriminator: a '
@@ -139,12 +135,12 @@ class DMD2(Method):
   def prepare(self, inputs: Inputs) -> Mapping[str, Any]:
     """What the student makes, and of what."""
     shape = inputs.batch['image'].shape[1:]
-    given = _given(inputs)
-    condition = given
     if self.config.wanted == 'uniform' and self._classes:
       condition = jax.vmap(jax.random.randint, (0, None, None, None))(
           _keys(inputs, _WANTED), (), 0, self._classes
       )
+    else:
+      condition = self._given(inputs)
     start = _keys(inputs, _START)
     levels = self.config.levels
     denoise = self._student(inputs.params['student'], condition)
@@ -170,7 +166,7 @@ class DMD2(Method):
       )
       pure = self.process.start[levels[0]] * fresh(0)
       x = jnp.where(_wide(steps == 0, x), pure, x)
-      condition = given
+      condition = self._given(inputs)
     place = jnp.asarray(levels)[steps]
     denoise = self._student(inputs.params['student'], condition)
     return {
@@ -252,7 +248,9 @@ class DMD2(Method):
     if config.gan:
       image = inputs.batch['image'].astype(jnp.float32)
       of_fake = self._logits(inputs, params, fake, condition, _FAKE)
-      of_real = self._logits(inputs, params, image, _given(inputs), _REAL)
+      of_real = self._logits(
+          inputs, params, image, self._given(inputs), _REAL
+      )
       gan = (
           jax.nn.softplus(of_fake).mean() + jax.nn.softplus(-of_real).mean()
       )
@@ -287,6 +285,21 @@ class DMD2(Method):
         params, x, self.process.level(place), condition
     )
 
+  def _given(self, inputs: Inputs) -> Any:
+    """Labels or captions of the batch; zeros for networks without classes.
+
+    Raises:
+      ValueError: a network with classes, and images without labels.
+    """
+    if {'label', 'features'} & inputs.batch.keys():
+      return inputs.condition
+    if self._classes:
+      raise ValueError(
+          f'the student has {self._classes} classes, but the data have no '
+          'labels'
+      )
+    return jnp.zeros(inputs.batch['image'].shape[:1], jnp.int32)
+
   def flops(self, updates: tuple[Update, ...], batch_size: int) -> int:
     config, student = self.config, self.roles['student'].model.flops()
     teacher = self.frozen['teacher'].flops() * (2 if config.guidance > 1 else 1)
@@ -314,13 +327,6 @@ def _keys(inputs: Inputs, purpose: int) -> jax.Array:
 
 def _normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-
-
-def _given(inputs: Inputs) -> Any:
-  """Labels or captions of the batch; zeros where it has none."""
-  if {'label', 'features'} & inputs.batch.keys():
-    return inputs.condition
-  return jnp.zeros(inputs.batch['image'].shape[:1], jnp.int32)
 
 
 def _wide(values: jax.Array, x: jax.Array) -> jax.Array:

@@ -46,6 +46,9 @@ class TrainEDM(Method):
 
   Config = Config
 
+  def __post_init__(self) -> None:
+    self.check_parts(('teacher',))
+
   def updates(self, step: int) -> tuple[Update, ...]:
     return (Update('teacher', 'teacher', self.loss),)
 
@@ -67,10 +70,12 @@ class TrainEDM(Method):
       dropped = jax.vmap(jax.random.bernoulli, (0, None))(
           drop, config.label_dropout
       )
-      labels = jnp.where(dropped, classes, inputs.batch['label'])
+      labels = jnp.where(
+          dropped & inputs.training, classes, inputs.batch['label']
+      )
     x0 = model.apply(
         params, edm.diffuse(image, epsilon, 1.0, sigma), sigma, labels,
-        key=network,
+        key=network if inputs.training else None,
     )
     error = jnp.square(x0 - image).reshape(image.shape[0], -1).mean(-1)
     weighted = edm.loss_weight(sigma, model.config.sigma_data) * error

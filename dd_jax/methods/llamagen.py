@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from dd_jax.method import Inputs, Method, Output, Update
 from dd_jax.methods import losses
+from dd_jax.sampling.steps import check_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,9 @@ class Config:
 
   condition_dropout: float = 0.1
 
+  def __post_init__(self) -> None:
+    losses.check_share('condition_dropout', self.condition_dropout)
+
 
 class TrainLlamaGen(Method):
   """Role 'teacher', frozen 'vae': next-token prediction.
@@ -34,6 +38,10 @@ class TrainLlamaGen(Method):
   """
 
   Config = Config
+
+  def __post_init__(self) -> None:
+    self.check_parts(('teacher',), ('vae',))
+    check_tokenizer(self.roles['teacher'].model, self.frozen['vae'])
 
   def updates(self, step: int) -> tuple[Update, ...]:
     return (Update('teacher', 'teacher', self.loss),)
@@ -47,7 +55,7 @@ class TrainLlamaGen(Method):
     drop, key = jnp.unstack(jax.vmap(jax.random.split)(inputs.keys), axis=1)
     dropped = jax.vmap(jax.random.bernoulli, (0, None))(
         drop, self.config.condition_dropout
-    )
+    ) & inputs.training
     condition = jax.tree.map(
         lambda given, null: jnp.where(
             dropped.reshape(-1, *[1] * (given.ndim - 1)), null, given
@@ -55,7 +63,10 @@ class TrainLlamaGen(Method):
         inputs.condition, model.fns['null'](params, inputs.condition),
     )
     targets = inputs.shared['indices']
-    logits = model.apply(params, condition, targets[:, :-1], key=key)
+    logits = model.apply(
+        params, condition, targets[:, :-1],
+        key=key if inputs.training else None,
+    )
     nats = losses.cross_entropy(logits, targets).mean()
     hits = logits.argmax(axis=-1) == targets
     return Output(nats, {'cross_entropy': nats, 'accuracy': hits.mean()})

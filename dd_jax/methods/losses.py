@@ -15,6 +15,12 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
   return jax.nn.logsumexp(logits, axis=-1) - picked
 
 
+def check_share(name: str, value: float) -> None:
+  """Raises ValueError where a probability is none."""
+  if not 0 <= value <= 1:
+    raise ValueError(f'{name}={value}: expected a share in [0, 1]')
+
+
 def pixel_distance(a: jax.Array, b: jax.Array, norm: str) -> jax.Array:
   """Mean distance of pixels per image: (B, H, W, C) twice -> (B,).
 

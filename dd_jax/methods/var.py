@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from dd_jax.method import Inputs, Method, Output, Update
 from dd_jax.methods import losses
+from dd_jax.sampling.steps import check_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Config:
   label_dropout: float = 0.1
   label_smoothing: float = 0.0
 
+  def __post_init__(self) -> None:
+    losses.check_share('label_dropout', self.label_dropout)
+    losses.check_share('label_smoothing', self.label_smoothing)
+
 
 class TrainVAR(Method):
   """Role 'teacher', frozen 'vae': next-scale prediction.
@@ -35,6 +40,10 @@ class TrainVAR(Method):
   """
 
   Config = Config
+
+  def __post_init__(self) -> None:
+    self.check_parts(('teacher',), ('vae',))
+    check_tokenizer(self.roles['teacher'].model, self.frozen['vae'])
 
   def updates(self, step: int) -> tuple[Update, ...]:
     return (Update('teacher', 'teacher', self.loss),)
@@ -52,9 +61,13 @@ class TrainVAR(Method):
         drop, self.config.label_dropout
     )
     labels = jnp.where(
-        dropped, model.config.num_classes, inputs.batch['label']
+        dropped & inputs.training, model.config.num_classes,
+        inputs.batch['label'],
     )
-    logits = model.apply(params, labels, inputs.shared['maps'], key=path)
+    logits = model.apply(
+        params, labels, inputs.shared['maps'],
+        key=path if inputs.training else None,
+    )
     targets = inputs.shared['indices']
     nats = losses.cross_entropy(logits, targets).mean()
     smooth = self.config.label_smoothing

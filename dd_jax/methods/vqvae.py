@@ -30,8 +30,8 @@ class Config:
     revive_below: a code is dead when its frequency is below this fraction of
       the uniform one.
     revive_until: no revival after this step, so that the codes settle.
-    scale_dropout: share of the images, held-out ones too, that are decoded
-      without the scales behind a random one; for tokenizers with scales. The
+    scale_dropout: share of the images that are decoded without the scales
+      behind a random one; for tokenizers with scales. The
       coarse codes then say more of an image, and the fine ones, which VAR
       draws independently of each other, have less to agree upon. After
       arXiv 2107.03312, which drops quantizers of sound in this way.
@@ -57,9 +57,14 @@ class TrainVQVAE(Method):
   Config = Config
 
   def __post_init__(self) -> None:
+    self.check_parts(('tokenizer',))
     share = self.config.scale_dropout
-    if not 0 <= share <= 1:
-      raise ValueError(f'scale_dropout={share}: expected a share in [0, 1]')
+    losses.check_share('scale_dropout', share)
+    if self.config.perceptual and 'perceptual' not in self.frozen:
+      raise ValueError(
+          f'perceptual={self.config.perceptual} needs a frozen network '
+          "'perceptual'"
+      )
     if share and self._scales < 2:
       family = self.roles['tokenizer'].model.family
       raise ValueError(
@@ -83,7 +88,7 @@ class TrainVQVAE(Method):
     config = self.config
     image = inputs.batch['image']
     scales = ()
-    if config.scale_dropout:
+    if config.scale_dropout and inputs.training:
       scales = (jax.vmap(self._draw_scales)(inputs.keys),)
     out = self.roles['tokenizer'].model.fns['forward'](params, image, *scales)
     pixels = losses.pixel_distance(

@@ -206,14 +206,28 @@ def codebook_for(net: Model, vae: Model, vae_params: Params) -> jax.Array:
     ValueError: it has another number of codes, or codes of another size.
   """
   codebook = vae.fns['codebook'](vae_params)
+  _check_codes(net, vae, codebook.shape)
+  return codebook
+
+
+def check_tokenizer(net: Model, vae: Model) -> None:
+  """Raises where a vae is not of the kind that a network predicts codes of.
+
+  Raises:
+    ValueError: it has another number of codes, or codes of another size.
+  """
+  codebook = jax.eval_shape(vae.fns['codebook'], vae.abstract())
+  _check_codes(net, vae, codebook.shape)
+
+
+def _check_codes(net: Model, vae: Model, found: tuple[int, ...]) -> None:
   wanted = net.config.vocab_size, net.config.code_dim
-  if codebook.shape != wanted:
+  if found != wanted:
     raise ValueError(
         f'{net.family!r} predicts {wanted[0]} codes of size {wanted[1]}, but '
-        f'this {vae.family!r} has {codebook.shape[0]} of size '
-        f'{codebook.shape[1]}: it is not its tokenizer'
+        f'this {vae.family!r} has {found[0]} of size {found[1]}: it is not its '
+        'tokenizer'
     )
-  return codebook
 
 
 def _student_step(

@@ -142,12 +142,15 @@ def skip_n(
     top_k: int,
     top_p: float,
     cfg_interval: int = -1,
+    fill: jax.Array | None = None,
 ) -> jax.Array:
   """Images of the teacher without its last scales, DD1's baseline "skip-n".
 
-  What the first K - skip scales add up to is decoded as it is. Arguments are
-  those of `rollout`, and skip < K; images are NHWC in [-1, 1].
+  What the first K - skip scales add up to is decoded as it is: it needs none of
+  `fill`, which LlamaGen's has. Arguments are those of `rollout`, and skip < K;
+  images are NHWC in [-1, 1].
   """
+  del fill
   offsets = teacher.config.offsets
   stop = len(offsets) - 1 - skip
   indices = rollout(

@@ -344,6 +344,13 @@ def test_manifest_with_a_shard_too_few(path):
     pairs.PairSource(path)
 
 
+def test_pairs_of_other_networks_are_told():
+  made = dataclasses.replace(MANIFEST, provenance={'vae': 'a' * 64})
+  pairs.check_origin('p', made, vae='a' * 64, teacher='b' * 64)
+  with pytest.raises(ValueError, match='with the vae aaaaaaaaaaaa, this stage'):
+    pairs.check_origin('p', made, vae='b' * 64)
+
+
 def test_other_pairs_do_not_mix(path):
   provenance = {**MANIFEST.provenance, 'cfg': 1.5, 'solver': 'heun'}
   other = dataclasses.replace(MANIFEST, pairs=26, provenance=provenance)

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of onestep*: its counts, its law, its classes."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
@@ -24,6 +26,20 @@ def test_sample_follows_the_counts():
   fit = scipy.stats.chisquare(observed[keep], 200 * counts[0, keep])
   assert fit.pvalue > 0.001
   assert (draws[:, 1] == 1).all()
+
+
+def test_the_last_places_follow_the_counts_on_the_device_too():
+  counts = np.array([[9, 0, 0, 1], [10, 0, 30, 60], [0, 100, 0, 0]])
+  draws = jax.jit(baselines.sample_last, static_argnums=2)(
+      jax.random.split(jax.random.key(0), 20_000), jnp.cumsum(counts, axis=1), 2
+  )
+  assert draws.shape == (20_000, 2) and draws.dtype == jnp.int32
+  observed = np.bincount(draws[:, 0], minlength=4)
+  assert observed[1] == 0
+  keep = [0, 2, 3]
+  fit = scipy.stats.chisquare(observed[keep], 200 * counts[1, keep])
+  assert fit.pvalue > 0.001
+  assert (np.asarray(draws[:, 1]) == 1).all()
 
 
 def test_positions_are_independent():

@@ -222,6 +222,15 @@ def test_the_critic_denoises_samples_at_all_levels():
   assert grid[975] < sigma.max() <= grid[980]
 
 
+def test_a_network_with_classes_needs_labels():
+  net = network(lambda p, x, *_: x, 10)
+  with pytest.raises(ValueError, match='10 classes, but the data have no lab'):
+    prepared(
+        method(net, net, net, gan=0.0, wanted='batch'),
+        make_inputs(4, (2,), {'student': 0.0, 'critic': 0.0}),
+    )
+
+
 def test_guidance_is_of_the_teacher_alone():
   calls = []
 

@@ -104,11 +104,11 @@ class Seen:
     return params * x
 
 
-def observed(count, label=None, classes=0, **fields):
+def observed(count, label=None, classes=0, training=True, **fields):
   seen = Seen(mlp.Config(num_classes=classes, sigma_data=0.7))
   role = Role(seen, None, None)
   train = TrainEDM(Config(**fields), {'teacher': role}, {})
-  given = inputs(count, label)
+  given = inputs(count, label)._replace(training=training)
   output = train.loss(jnp.float32(0.3), given)
   return given, output, *seen.calls[0]
 
@@ -141,6 +141,8 @@ def test_classes_are_dropped():
   assert key.shape == (4000,)
   *_, labels, _ = observed(100, 3, 10)
   assert set(np.unique(labels)) == {3}
+  *_, labels, key = observed(100, 3, 10, training=False, label_dropout=0.25)
+  assert set(np.unique(labels)) == {3} and key is None
 
 
 def test_the_unet_trains_too():

@@ -60,12 +60,12 @@ def make_inputs(kind, batch, count=B):
   )
 
 
-def steps(made):
+def steps(made, training=True):
   """A jitted `inputs -> (what the loss says, inputs with what it shares)`."""
 
   @jax.jit
   def run(inputs):
-    inputs = inputs._replace(shared=made.prepare(inputs))
+    inputs = inputs._replace(shared=made.prepare(inputs), training=training)
     return made.loss(inputs.params['teacher'], inputs), inputs
 
   return run
@@ -201,11 +201,15 @@ def test_tokens_are_dropped_in_training_and_not_in_sampling():
       build.build_model(GPT | KINDS['classes'] | {'token_dropout': rate})
       for rate in (0.0, 0.5)
   )
-  losses = set()
-  for model in (whole, thinned):
+  found = {}
+  for name, model in (('whole', whole), ('thinned', thinned)):
     run = steps(method(model, vae))
-    losses |= {float(run(given)[0].loss) for given in (inputs, others)}
-  assert len(losses) == 3  # the keys say what is dropped, if anything is
+    found[name] = [float(run(given)[0].loss) for given in (inputs, others)]
+  # The keys say what is dropped, if anything is.
+  assert found['whole'][0] == found['whole'][1]
+  assert len({found['whole'][0], *found['thinned']}) == 3
+  looked_at, _ = steps(method(thinned, vae, 0.9), training=False)(inputs)
+  np.testing.assert_allclose(looked_at.loss, found['whole'][0], rtol=1e-6)
   # Without keys, as in sampling, nothing is.
   tokens = np.zeros((B, 15), np.int32)
   np.testing.assert_array_equal(*(

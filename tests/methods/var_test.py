@@ -69,9 +69,8 @@ def test_the_loss_is_that_of_each_scale_after_the_coarser_ones(dropout, smooth):
 
   @jax.jit
   def run(inputs):
-    return made.loss(
-        inputs.params['teacher'], inputs._replace(shared=made.prepare(inputs))
-    )
+    inputs = inputs._replace(shared=made.prepare(inputs), training=True)
+    return made.loss(inputs.params['teacher'], inputs)
 
   @jax.jit
   def expected(params, frozen, image, labels):
@@ -111,7 +110,8 @@ def seen(inputs, dropout):
   model = build.build_model(VAR)
   fake = SimpleNamespace(apply=apply, config=model.config)
   made = TrainVAR(
-      Config(label_dropout=dropout), {'teacher': Role(fake, None, None)}, {}
+      Config(label_dropout=dropout), {'teacher': Role(fake, None, None)},
+      {'vae': build.build_model(VQVAE)},
   )
   made.loss(None, inputs)
   return calls[0]
@@ -130,9 +130,38 @@ def test_labels_are_dropped_by_each_examples_key():
   np.testing.assert_allclose(dropped.mean(), 0.25, atol=0.03)
   turned, _ = seen(inputs._replace(keys=inputs.keys[::-1]), 0.25)
   np.testing.assert_array_equal(turned == 4, dropped[::-1])
+  looked_at, key = seen(inputs._replace(training=False), 0.25)
+  np.testing.assert_array_equal(looked_at, labels)
+  assert key is None
   # The branches that drop-path skips are drawn apart from the labels.
   skipped = jax.vmap(jax.random.bernoulli, (0, None))(keys, 0.25)
   assert abs(np.corrcoef(skipped, dropped)[0, 1]) < 0.06
+
+
+def trained(made):
+  return lambda p, inputs: made.loss(p, inputs._replace(training=True))
+
+
+@pytest.mark.parametrize('fields, message', [
+    ({'label_dropout': 10}, 'label_dropout=10.*share in'),
+    ({'label_smoothing': -0.1}, 'label_smoothing=-0.1'),
+])
+def test_shares_that_are_none(fields, message):
+  with pytest.raises(ValueError, match=message):
+    Config(**fields)
+
+
+@pytest.mark.parametrize('roles, frozen, message', [
+    (['teacher'], None, "needs a frozen network 'vae'; there are \\[\\]"),
+    (['student'], VQVAE, "needs a role 'teacher'; there are .'student'"),
+    (['teacher'], VQVAE | {'vocab_size': 8},
+     "'var' predicts 16 codes of size 4, but this 'vqvae' has 8 of size 4"),
+])
+def test_networks_that_do_not_go_together(roles, frozen, message):
+  teacher = Role(build.build_model(VAR), None, None)
+  vae = {'vae': build.build_model(frozen)} if frozen else {}
+  with pytest.raises(ValueError, match=message):
+    TrainVAR(Config(), dict.fromkeys(roles, teacher), vae)
 
 
 def test_branches_are_skipped_in_training():
@@ -141,7 +170,8 @@ def test_branches_are_skipped_in_training():
     model = build.build_model(VAR | {'depth': 2, 'drop_path': rate})
     params = params or released_files.random(model, 0)
     made.append(TrainVAR(
-        Config(label_dropout=0.0), {'teacher': Role(model, None, None)}, {}
+        Config(label_dropout=0.0), {'teacher': Role(model, None, None)},
+        {'vae': build.build_model(VQVAE)},
     ))
   rng = np.random.default_rng(1)
   shared = {
@@ -152,7 +182,7 @@ def test_branches_are_skipped_in_training():
   others = inputs._replace(keys=jax.random.split(jax.random.key(5), B))
   whole, thinned = (
       [float(run(params, given).loss) for given in (inputs, others)]
-      for run in (jax.jit(m.loss) for m in made)
+      for run in (jax.jit(trained(m)) for m in made)
   )
   assert whole[0] == whole[1]
   assert len({whole[0], *thinned}) == 3

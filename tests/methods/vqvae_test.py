@@ -93,7 +93,7 @@ def frequencies(model, indices):
 
 
 @functools.cache
-def seen(share, patch_nums=(1, 2, 4)):
+def seen(share, patch_nums=(1, 2, 4), training=True):
   """What a step says of pixels, and pixels by the number of scales."""
   made = method(VQVAE | {'patch_nums': patch_nums}, scale_dropout=share)
   model = made.roles['tokenizer'].model
@@ -107,7 +107,7 @@ def seen(share, patch_nums=(1, 2, 4)):
   )
   inputs = SimpleNamespace(
       batch={'image': image}, keys=jax.random.split(jax.random.key(3), 64),
-      frozen={}, aux=made.init_aux(),
+      frozen={}, aux=made.init_aux(), training=training,
   )
 
   @jax.jit
@@ -132,6 +132,8 @@ def test_a_dropped_scale_is_not_decoded():
   found, pixels = seen(1.0, (1, 4))
   np.testing.assert_allclose(found, pixels[0], rtol=1e-4)
   assert abs(pixels[0] - pixels[1]) > 1e-2 * pixels[1]
+  looked_at, _ = seen(1.0, (1, 4), training=False)
+  np.testing.assert_allclose(looked_at, pixels[1], rtol=1e-4)
 
 
 def test_images_end_at_any_scale():
@@ -150,6 +152,11 @@ def test_images_end_at_any_scale():
 def test_settings_that_do_not_fit(model, share, message):
   with pytest.raises(ValueError, match=message):
     method(model, scale_dropout=share)
+
+
+def test_a_distance_without_its_network():
+  with pytest.raises(ValueError, match="needs a frozen network 'perceptual'"):
+    method(perceptual=1.0)
 
 
 @pytest.mark.parametrize('model, norm', [(VQVAE, 'l2'), (LLAMAGEN, 'l1')])
