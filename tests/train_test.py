@@ -15,6 +15,7 @@ import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 import toy_method
@@ -180,6 +181,26 @@ def test_schedules_read_their_clock():
     moved[clock] = float(update['kernel'][0, 0])
   np.testing.assert_allclose(moved['step'], -0.5, rtol=1e-5)
   np.testing.assert_allclose(moved['updates'], -0.9, rtol=1e-5)
+
+
+def test_each_role_moves_at_the_rate_of_its_own_clock(teacher):
+  parts = make_parts(teacher, lr=0.1, weight_decay=0.0, final=0.0)
+  (first,) = run_steps(parts, 0, 1)
+  # Steps 0 and 10 are one program, of all roles; as though none moved between.
+  between = first.replace(step=np.int32(10))
+  (second,) = run_steps((*parts[:2], between, *parts[3:]), 10, 11)
+  for role, tick in (('student', 1), ('adapter', 1), ('critic', 10)):
+    rate = 0.1 * (1 - tick / 12)
+    mean, square = (
+        optax.tree.get(second.opt[role], name) for name in ('mu', 'nu')
+    )
+    # Adam's second step, with decays of 0.9 and 0.95.
+    expected = jax.tree.map(
+        lambda p, m, s, rate=rate: (
+            p - rate * (m / 0.19) / (np.sqrt(s / 0.0975) + 1e-8)
+        ), first.params[role], mean, square,
+    )
+    assert_trees_close(second.params[role], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_untrainable_parameters_stay_fixed():
