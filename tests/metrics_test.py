@@ -12,6 +12,7 @@ import types
 from etils import epath
 from etils.epath import backend
 import fsspec
+import numpy as np
 import pytest
 
 from dd_jax import checkpoint, flops, metrics, paths
@@ -87,6 +88,32 @@ def test_records_of_later_steps_come_again(where, tmp_path, request):
       {'step': 1, 'loss': 0.5}, {'step': 2, 'loss': 1.0},
       {'step': 3, 'loss': 9.0},
   ]
+
+
+def test_tensorboard_finds_values_and_images_under_their_tags(tmp_path):
+  writer = metrics.make_writer(tmp_path, resume_at=0)
+  writer.write_scalars(10, {'critic/loss': 2.5, 'time/mfu': 0.25})
+  writer.write_scalars(20, {'critic/loss': 1.5})
+  writer.write_images(20, {'samples': np.zeros((1, 3, 5, 3), np.uint8)})
+  writer.close()
+  # Late, for it imports torch where that is installed.
+  from tensorboardX.proto import event_pb2
+
+  (file,) = (tmp_path / 'tensorboard').glob('events*')
+  data, found = file.read_bytes(), {}
+  while data:  # a length, its checksum, an event and the event's checksum
+    end = 12 + int.from_bytes(data[:8], 'little')
+    event = event_pb2.Event.FromString(data[12:end])
+    data = data[end + 4 :]
+    for value in event.summary.value:
+      size = value.image.height, value.image.width
+      found[event.step, value.tag] = (
+          size if value.HasField('image') else value.simple_value
+      )
+  assert found == {
+      (10, 'critic/loss'): 2.5, (10, 'time/mfu'): 0.25,
+      (20, 'critic/loss'): 1.5, (20, 'samples'): (3, 5),
+  }
 
 
 def test_a_bucket_is_written_now_and_then(bucket, monkeypatch):

@@ -131,7 +131,9 @@ def test_new_method_runs_through_stages_and_exports(teacher, tmp_path):
   assert critic[-1] < critic[0]
   # A student update at steps 0, 5 and 10, reported one step later.
   assert [v['step'] for v in values if 'student/loss' in v] == [1, 6, 11]
-  assert list((tmp_path / 'w/run/tensorboard').glob('events*'))
+  (events,) = (tmp_path / 'w/run/tensorboard').glob('events*')
+  for tag in set().union(*values) - {'step'}:
+    assert tag.encode() in events.read_bytes()
 
 
 def test_each_tuple_of_updates_compiles_once(teacher):
