@@ -220,6 +220,24 @@ def test_untrainable_parameters_stay_fixed():
     typo.init(params)
 
 
+@pytest.mark.parametrize('muon', ['', '^up/'])
+def test_the_first_moment_may_be_kept_in_bfloat16(muon):
+  params = {n: {'kernel': jnp.ones((2, 2))} for n in ('up', 'down')}
+  tx = optim.make_optimizer(
+      optim.OptimizerConfig(
+          moment_dtype='bfloat16', muon=muon, weight_decay=0.0
+      ), total=10,
+  )
+  moves, state = tx.update(
+      params, tx.init(params), params,
+      clocks={'step': jnp.int32(5), 'updates': jnp.int32(5)},
+  )
+  kept = [tree for _, tree in optax.tree.get_all_with_path(state, 'mu')]
+  assert [x.dtype for x in jax.tree.leaves(kept)] == [jnp.bfloat16] * 2
+  for move in jax.tree.leaves(moves):
+    assert move.dtype == jnp.float32 and (move < 0).all()
+
+
 def test_muon_makes_the_steps_of_kernels_orthogonal():
   shapes = {
       'layers': {'fc': {'kernel': (3, 8, 16), 'bias': (3, 16)}},
