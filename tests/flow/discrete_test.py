@@ -2,7 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of the discrete flow: golden parity, law, support, sharding."""
 
+import functools
+
 import jax
+from jax.extend.core import jaxprs_in_params
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
@@ -246,6 +249,28 @@ def test_log_p_needs_no_normalisation():
       discrete.flow_map(noise, log_p + 5, codes),
       discrete.flow_map(noise, log_p, codes),
   )
+
+
+def products(jaxpr):
+  """Equations of all matrix products, those of inner programs too."""
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == 'dot_general':
+      yield eqn
+    for inner in jaxprs_in_params(eqn.params):
+      yield from products(inner)
+
+
+@pytest.mark.parametrize('solver', ['euler', *HIGH_ORDER])
+def test_all_products_have_full_precision(solver):
+  # No value shows it here: CPUs know of no other precision.
+  program = jax.make_jaxpr(
+      functools.partial(discrete.flow_map, solver=solver, chunk=8)
+  )(*problem())
+  found = [eqn.params['precision'] for eqn in products(program.jaxpr)]
+  # Two of an evaluation, in the loop, and one to choose the code.
+  highest = jax.lax.Precision.HIGHEST
+  evaluations = 2 if solver == 'heun' else 1
+  assert found == [(highest, highest)] * (2 * evaluations + 1)
 
 
 @pytest.mark.parametrize('chunk', [1, 8, 36, 37, 100])
