@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import collections
+from importlib import metadata
 import json
 import os
 import pathlib
@@ -18,6 +19,7 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+from packaging import requirements, utils
 from PIL import Image
 import pytest
 
@@ -372,23 +374,44 @@ def test_snippets_of_the_readme_make_images(number, runs, monkeypatch):
     assert len(Image.open('grid.png').getcolors(1 << 16)) > 10
 
 
-def test_weights_are_read_where_there_is_no_dd_jax(runs, tmp_path):
+def modules_beside(*packages):
+  """Installed modules of neither packages nor what they require in turn."""
+  todo, seen = [(name, '') for name in packages], set()
+  while todo:
+    name, extra = at = todo.pop()
+    if at in seen:
+      continue
+    seen.add(at)
+    for line in metadata.requires(name) or ():
+      other = requirements.Requirement(line)
+      if not other.marker or other.marker.evaluate({'extra': extra}):
+        todo += [(other.name, e) for e in ('', *other.extras)]
+  names = {utils.canonicalize_name(name) for name, _ in seen}
+  return {
+      module for module, owners in metadata.packages_distributions().items()
+      if not names & set(map(utils.canonicalize_name, owners))
+  }
+
+
+def test_weights_are_read_with_orbax_and_numpy_alone(runs, tmp_path):
   (code,) = [c for c in blocks('python', README) if '/absolute/path/' in c]
   name = re.search(r'/absolute/path/to/export/([\w-]+)/params', code)[1]
   (export,) = runs.glob(f'runs/*/*/export/{name}')
-  refuse = '''
+  others = modules_beside('orbax-checkpoint', 'numpy')
+  refuse = f'''
 import sys
 
 class Refuse:
   def find_spec(name, path=None, target=None):
-    if name.partition('.')[0] == 'dd_jax':
+    if name.partition('.')[0] in {others}:
       raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Refuse)
-try:
-  import dd_jax
-except ModuleNotFoundError:
-  print('no dd_jax')
+for name in 'dd_jax', 'flax':
+  try:
+    __import__(name)
+  except ModuleNotFoundError:
+    print('no', name)
 '''
   result = subprocess.run(
       [sys.executable, '-I', '-c', refuse + code.replace(
@@ -399,7 +422,9 @@ except ModuleNotFoundError:
   )
   assert result.returncode == 0, result.stderr
   kernel = checkpoint.load_params(export)['layers']['attn']['q']['kernel']
-  assert result.stdout.splitlines() == ['no dd_jax', str(kernel.shape)]
+  assert result.stdout.splitlines() == [
+      'no dd_jax', 'no flax', str(kernel.shape)
+  ]
 
 
 def test_the_method_of_the_readme_moves_its_student():
