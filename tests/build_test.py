@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import functools
+import pathlib
 
 import jax
 import numpy as np
 import pytest
 
 from dd_jax import build, checkpoint, registry, sharding, train
+from dd_jax.data import pairs
 from tests import released_files
 
 MLP = dict(name='mlp', width=8, blocks=2)
@@ -71,3 +73,17 @@ def test_roles_start_from_exports(make, tmp_path):
 def test_a_role_without_a_start_is_refused(make, role, message):
   with pytest.raises(ValueError, match=message):
     make(dict(student=role), lambda _: build.build_model(CRITIC))
+
+
+def test_pairs_of_another_tokenizer_are_refused(tmp_path):
+  manifest = pairs.Manifest(
+      pairs=1, shard_size=1, length=1, vocab_size=2, num_classes=1,
+      provenance={'vae': 'a' * 64},
+  )
+  (tmp_path / 'manifest.json').write_text(manifest.to_json())
+  data = dict(source='pairs', path=str(tmp_path))
+  build.check_pairs(data, {'vae': 'a' * 64}, pathlib.Path)
+  build.check_pairs(data, {}, pathlib.Path)
+  build.check_pairs(dict(source='digits'), {'vae': 'b' * 64}, pathlib.Path)
+  with pytest.raises(ValueError, match='made with the vae aaaaaaaaaaaa'):
+    build.check_pairs(data, {'vae': 'b' * 64}, pathlib.Path)
