@@ -16,11 +16,18 @@ import hashlib
 from typing import Any, Literal
 
 import jax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 import numpy as np
 
-from dd_jax import build, checkpoint, console, hooks, registry, sharding
+from dd_jax import (
+    build,
+    checkpoint,
+    console,
+    hooks,
+    registry,
+    sharding,
+    shards,
+)
 from dd_jax import config as config_lib
 from dd_jax.data import captions as captions_lib
 from dd_jax.data import tokens as tokens_lib
@@ -92,14 +99,10 @@ def run(context: Context) -> dict[str, Any]:
           'micro_batch': config.batch_size,
       },
   )
-  folder = context.directory / 'data'
-  writer = captions_lib.CaptionWriter(folder, manifest)
-  # What host 0 sees: it is the one that writes.
-  pending = np.zeros(manifest.num_shards, bool)
-  pending[writer.pending()] = True
-  if jax.process_count() > 1:
-    pending = multihost_utils.broadcast_one_to_all(pending)
-  todo = np.flatnonzero(pending).tolist()
+  writer = captions_lib.CaptionWriter(
+      context.directory / shards.FOLDER, manifest
+  )
+  todo = shards.pending(writer, manifest)
   done = len(prompts) - sum(len(manifest.shard_ids(s)) for s in todo)
   with console.Progress(context.name, len(prompts), done) as bar:
     for shard in todo:
@@ -117,15 +120,7 @@ def run(context: Context) -> dict[str, Any]:
         )
       done += len(ids)
       bar.update(done)
-  if jax.process_index() == 0:
-    writer.finalize()
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(context.name)
-  text = (folder / 'manifest.json').read_text()
-  return {
-      'artefact': 'data',
-      'hashes': {'manifest': hashlib.sha256(text.encode()).hexdigest()},
-  }
+  return shards.finish(writer, context)
 
 
 @dataclasses.dataclass(frozen=True)

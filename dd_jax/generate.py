@@ -12,12 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable
 import contextlib
 import dataclasses
-import hashlib
 from typing import Any
 
 from absl import logging
 import jax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
@@ -29,6 +27,7 @@ from dd_jax import (
     metrics,
     registry,
     sharding,
+    shards,
 )
 from dd_jax import config as config_lib
 from dd_jax.data import conditions as conditions_lib
@@ -182,15 +181,9 @@ def run(context: Context) -> dict[str, Any]:
           'micro_batch': config.batch_size,
       },
   )
-  folder = context.directory / 'data'
-  writer = pairs.PairWriter(folder, manifest)
+  writer = pairs.PairWriter(context.directory / shards.FOLDER, manifest)
   program = make_program(config, models['teacher'], models['vae'], mesh)
-  # What host 0 sees: it is the one that writes.
-  pending = np.zeros(manifest.num_shards, bool)
-  pending[writer.pending()] = True
-  if jax.process_count() > 1:
-    pending = multihost_utils.broadcast_one_to_all(pending)
-  todo = np.flatnonzero(pending).tolist()
+  todo = shards.pending(writer, manifest)
   done = config.pairs - sum(len(manifest.shard_ids(s)) for s in todo)
   throttle = hooks.Throttle()
   log = metrics.make_writer(context.directory, resume_at=done)
@@ -228,12 +221,4 @@ def run(context: Context) -> dict[str, Any]:
           'time/pairs_per_second': len(ids) / sum(spent.values()),
       })
       bar.update(done)
-  if jax.process_index() == 0:
-    writer.finalize()
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(context.name)
-  text = (folder / 'manifest.json').read_text()
-  return {
-      'artefact': 'data',
-      'hashes': {'manifest': hashlib.sha256(text.encode()).hexdigest()},
-  }
+  return shards.finish(writer, context)

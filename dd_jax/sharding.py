@@ -88,6 +88,13 @@ def make_mesh(
     ) from e
 
 
+def describe(mesh: Mesh) -> str:
+  """'8 x NVIDIA H100, mesh data:4,fsdp:2', for people."""
+  sides = ','.join(f'{k}:{v}' for k, v in mesh.shape.items() if v > 1)
+  kind = mesh.devices.flat[0].device_kind
+  return f'{mesh.devices.size} x {kind}' + f', mesh {sides}' * bool(sides)
+
+
 def parse_mesh(text: str) -> dict[str, int]:
   """{'data': 2, 'fsdp': 8} of 'data:2,fsdp:8'; see `make_mesh`.
 

@@ -292,6 +292,11 @@ def run(
     if name not in names:
       raise ValueError(f'no stage {name!r}; this config has {names}')
   mesh = sharding.make_mesh(config['mesh'])
+  if mesh.shape['context'] > 1:
+    logging.warning(
+        'mesh: nothing is split over context yet; its devices repeat the work '
+        'of each other'
+    )
   again = _dependents(stages, set(redo))
   # Whoever starts a stopped run again repeats its flags too: what is being made
   # again is removed once.
@@ -327,6 +332,7 @@ def run(
   ])
   if again:
     _remove(again, workdir, made_by)
+  console.say(f'{"devices":<14} {sharding.describe(mesh)}')
   for stage in stages:
     if only and stage.name != only:
       continue

@@ -315,10 +315,11 @@ def show(
   console.table(
       f'{settings.model}, float32, {settings.threads} threads',
       ('row', 'batch', 'side', 'p50 s', 'p95 s', 'cpu s', 'calls', 'GFLOP/s',
-       'cold start s', 'compile s', 'peak GB', 'rounds'),
+       'tokens/s', 'cold start s', 'compile s', 'peak GB', 'rounds'),
       [
           (s['row'], s['batch'], _side(s), s['p50'], s['p95'], s['cpu'],
-           s['calls'], f'{s["gflops"]:.1f}', s['cold_start'],
+           s['calls'], f'{s["gflops"]:.1f}', s['tokens_per_second'] or '-',
+           s['cold_start'],
            (s['trace'] or 0.0) + s['compile'], s['peak_rss'] / 1e9,
            f'{s["accepted"]} of {s["rounds"]}')
           for s in summaries
