@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import ast
 import collections
 from importlib import metadata
 import json
@@ -184,16 +185,27 @@ def run_commands(name, tmp_path, stand_ins, **variables):
 
 
 def check_python(args):
-  """A module, flags that it has, a config that exists and fields of it."""
+  """A module, flags that it has, a config that exists and fields of it.
+
+  Returns the flags by name.
+  """
   assert args[0] == '-m'
-  module = ROOT / (args[1].replace('.', '/') + '.py')
-  known = set(re.findall(r"DEFINE_\w+\(\s*'(\w+)'", module.read_text()))
-  config, flags = None, {}
+  path = ROOT / args[1].replace('.', '/')
+  module = path / '__main__.py' if path.is_dir() else path.with_suffix('.py')
+  code = module.read_text()
+  known = set(re.findall(r"DEFINE_\w+\(\s*'(\w+)'", code))
+  runs_config = 'config_lib.define_flag()' in code
+  if runs_config:
+    known.add('config')
+  flags = {}
   for arg in args[2:]:
     name, _, value = arg.removeprefix('--').partition('=')
     assert arg.startswith('--') and name.split('.')[0] in known, arg
     flags[name] = value
-  file, _, arg = flags['config'].partition(':')
+  file, _, arg = flags.get('config', '').partition(':')
+  if not file.endswith('.py'):  # a tool without, or one with another --config
+    assert not runs_config
+    return flags
   config = runpy.run_path(str(ROOT / file))['get_config'](arg).to_dict()
   stages.parse(config)
   for name, value in flags.items():
@@ -201,6 +213,7 @@ def check_python(args):
     for part in name.split('.')[1:]:
       field = field[part]
     assert name not in ('stage', 'redo') or value in config['stages']
+  return flags
 
 
 @pytest.mark.parametrize('name', PAGES)
@@ -226,6 +239,43 @@ def test_commands_with_stand_ins(name, tmp_path):
       'slurm': {'pip': 1, 'sbatch': 2, 'squeue': 1},
       'tpu_vm': {'python': 1, 'gcloud': 5},
   }[name]
+
+
+def commands_of_docstrings():
+  """Those of the command line's modules, which --help shows."""
+  docstrings = [
+      ast.get_docstring(ast.parse(file.read_text())) or ''
+      for module in ('main.py', 'tools/*.py', 'tools/bench/__main__.py')
+      for file in sorted((ROOT / 'dd_jax').glob(module))
+  ]
+  return [
+      command for text in docstrings for command in re.findall(
+          r'^ *python (-m .*)$', re.sub(r'\\\n *', '', text), re.M
+      )
+  ]
+
+
+@pytest.mark.parametrize('command', commands_of_docstrings())
+def test_commands_of_docstrings(command):
+  args = shlex.split(command)
+  if args[1] == 'dd_jax.tools.inspect':
+    assert args[2:] == ['PATH']
+    return
+  flags = check_python(args)
+  if export := flags.get('export'):
+    # runs/<config>/<stage>/export/<role>-<steps>
+    run, stage, _, name = pathlib.Path(export).parts[1:]
+    role, _, steps = name.rpartition('-')
+    (file,) = (f for f in (ROOT / 'configs').glob('*.py')
+               if run.startswith(f'{f.stem}_'))
+    arg = run.removeprefix(f'{file.stem}_')
+    config = runpy.run_path(str(file))['get_config'](arg).to_dict()
+    values = config['stages'][stage]
+    assert int(steps) == values['steps']
+    classes = values['roles'][role]['model']['num_classes']
+    labels = [int(n) for n in flags.get('labels', '').split(',') if n]
+    assert bool(labels) == bool(classes)
+    assert all(label < classes for label in labels)
 
 
 def test_the_program_of_the_page_is_traced():

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A picture of samples, a row for each class or caption.
 
-    python -m dd_jax.tools.sample --labels=207,360 --steps=1 --out=grid.png \
+    python -m dd_jax.tools.sample --labels=3,7 --steps=1 --out=grid.png \\
         --export=runs/dd_var_digits/student/export/student-6000
-    python -m dd_jax.tools.sample --prompts="a handwritten seven|eight" \
-        --export=runs/dd_llamagen_t2i_digits/student/export/student-6000
+    python -m dd_jax.tools.sample --prompts="a handwritten seven|eight" \\
+        --export=runs/dd_llamagen_t2i_digits/student/export/student-20000
 
 Captions are encoded as in the run of the export. Elsewhere, name a finished
 stage of captions (--captions=<run>/captions), or a text encoder's export and
