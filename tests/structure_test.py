@@ -28,7 +28,7 @@ ALLOWED = {
     'methods': {'jax', 'numpy', 'optax', 'dd_jax.flow', 'dd_jax.ops',
                 'dd_jax.method', 'dd_jax.methods'},
     'data': {'numpy', 'grain', 'array_record', 'etils', 'sklearn', 'mlxtend',
-             'PIL', 'ml_dtypes', 'safetensors', 'tensorflow_datasets',
+             'PIL', 'ml_dtypes', 'safetensors', 'tensorflow_datasets', 'absl',
              'dd_jax.data'},
     'sampling': {'jax', 'numpy', 'dd_jax.flow', 'dd_jax.ops', 'dd_jax.model',
                  'dd_jax.sampling'},

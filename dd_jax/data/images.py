@@ -13,6 +13,7 @@ import os
 import pathlib
 from typing import Any
 
+from absl import logging
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -133,7 +134,7 @@ class FolderSource(ImageSource):
       num_classes: int | None = None,
       in_memory: bool | None = None,
   ):
-    """Lists the files and opens none.
+    """Lists the files and opens none; warns of what will not be read.
 
     Args:
       path: the folder.
@@ -161,12 +162,13 @@ class FolderSource(ImageSource):
           'folder of its own'
       )
     _check_count(root, self.classes, num_classes)
-    files, labels = [], []
+    files, labels, others = [], [], []
     for label, name in enumerate(self.classes):
-      found = sorted(
-          f for f in folders[name].iterdir()
-          if f.suffix.lower() in SUFFIXES and not f.name.startswith('.')
-      )
+      found = []
+      for file in sorted(folders[name].iterdir()):
+        if not file.name.startswith('.'):
+          known = file.suffix.lower() in SUFFIXES
+          (found if known else others).append(file)
       if not found:
         raise ValueError(
             f'{folders[name]} holds no image ({", ".join(SUFFIXES)}): add '
@@ -174,6 +176,14 @@ class FolderSource(ImageSource):
         )
       files += found
       labels += [label] * len(found)
+    if others:
+      inner = sum(f.is_dir() for f in others)
+      _warn(
+          f'{root}: {len(others) - inner} file(s) and {inner} folder(s) in its '
+          f'classes are not read, such as {others[0].relative_to(root)}; an '
+          f'image ends in {", ".join(SUFFIXES)} and lies right in the folder '
+          'of its class'
+      )
     rows = split_rows(
         [f.relative_to(root).as_posix() for f in files], labels, split, root
     )
@@ -374,6 +384,12 @@ def _check_count(
         f'{where} has {len(classes)} classes ({shown}), not {wanted}: correct '
         'the number of classes'
     )
+
+
+@functools.cache
+def _warn(message: str) -> None:
+  """Once, though every stage opens its sources anew."""
+  logging.warning('%s', message)
 
 
 def _parse_line(

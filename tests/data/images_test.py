@@ -193,6 +193,26 @@ def test_suffixes(folder, name):
   assert any(f.name == name for part in parts for f in part.files)
 
 
+def test_what_is_not_read_is_told_once(folder, caplog):
+  def warnings():
+    return [r.getMessage() for r in caplog.records
+            if r.levelname == 'WARNING']
+
+  gray(folder)
+  assert not warnings()
+  (folder / 'dog' / 'a.webp').write_bytes(b'')
+  (folder / 'dog' / '.hidden').write_bytes(b'')
+  (folder / 'emu' / 'notes.txt').write_text('no image')
+  save(folder / 'emu' / 'more' / '0.png')
+  assert len(gray(folder, 'all')) == 30
+  gray(folder, 'heldout')
+  (message,) = warnings()
+  assert message.startswith(
+      f'{folder}: 2 file(s) and 1 folder(s) in its classes are not read, such '
+      'as dog/a.webp; '
+  )
+
+
 def _broken():
   good = io.BytesIO()
   noise = np.random.default_rng(0).integers(256, size=(64, 64), dtype=np.uint8)
