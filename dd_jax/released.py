@@ -114,8 +114,12 @@ _PROMPTS = 'you: a line such as {"prompt": "a cat"} for each caption'
 _STATISTICS = (
     'your images, by python -m dd_jax.tools.reference_stats --output={}'
 )
-# Fields of a stage that name a file, by its kind, and whose that is.
+_DATA = 'you: docs/bring_your_data.md says how images are laid out'
+# Fields of a stage that name a file or folder, by its kind, and whose that is.
 _FILES: Mapping[str, Mapping[str, str]] = {
+    'train': {'data': _DATA, 'heldout': _DATA},
+    'evaluate': {'reference': _DATA},
+    'evaluate_denoiser': {'reference': _DATA},
     'fid': {'reference': _STATISTICS},
     'captions': {'tokenizer': _OWN, 'prompts': _PROMPTS},
     'clip_score': {'tokenizer': _OWN},
@@ -197,8 +201,8 @@ def check(stages: Sequence[_Stage]) -> None:
     return
   lines = [
       f'{len(missing)} file(s) are missing; no stage was started. Put them '
-      'here, or name another folder (--config.weights=...), and run the same '
-      'command again:',
+      'here, or say where they are (released ones: --config.weights=...), and '
+      'run the same command again:',
       *(f'  {path}\n      from {where}' for path, where in missing.items()),
   ]
   if by_hand:
@@ -223,7 +227,7 @@ def _lost(stage: _Stage) -> dict[str, str]:
     for name, whose in _FILES.get(stage.kind, {}).items():
       value = stage.config.get(name)
       path = value.get('path') if isinstance(value, Mapping) else value
-      if path and not path.startswith('stage:'):
+      if isinstance(path, str) and path and not path.startswith('stage:'):
         paths[path] = whose.replace('{}', path)
   return {
       path: release_of(path) or whose

@@ -224,6 +224,7 @@ def test_configs_from_released_files(arg, tmp_path):
   for text in ('edm-imagenet-64x64-cond-adm.pkl', 'NVlabs/edm', 'fid-refs',
                '--family=edm_unet', 'pt_inception-2015-12-05'):
     assert text in message
+  assert ('  imagenet/train\n' in message) == ('tfds' not in arg)
 
 
 def test_the_toys_network_is_that_of_the_data():

@@ -421,6 +421,18 @@ def test_what_a_run_of_captions_misses(tmp_path):
   assert 'index.json\n' not in text
 
 
+def test_images_of_your_own_that_are_not_there(tmp_path):
+  config = config_of(f'own_32,path={tmp_path}/flowers,classes=2').to_dict()
+  with pytest.raises(FileNotFoundError) as error:
+    stages.run(config, tmp_path / 'run')
+  text = str(error.value)
+  assert text.startswith('1 file(s) are missing; no stage was started.')
+  assert f'  {tmp_path}/flowers\n      from you: docs/bring_' in text
+  (tmp_path / 'flowers').mkdir()
+  with pytest.raises(ValueError, match='flowers has no sub-folders'):
+    stages.run(config, tmp_path / 'run', only='tokenizer')
+
+
 def test_statistics_that_nobody_released(tmp_path):
   with pytest.raises(FileNotFoundError) as error:
     stages.run(config_of('d36', 'w').to_dict(), tmp_path)
