@@ -61,10 +61,10 @@ class Sampler:
   def __init__(
       self, model: Model, params: Params, vae: Model, vae_params: Params,
       t_set: Sequence[int], split: int | None,
-      open_text: Callable[[], Text] | None,
+      open_text: Callable[[], Text] | None, hint: str = '',
   ):
     self.model, self._vae = model, vae
-    self._open_text = open_text
+    self._open_text, self._hint = open_text, hint
     self._trees = jax.device_put((params, vae_params))
     self._is_student = model.family in _STUDENTS
     self._t_set = tuple(t_set)
@@ -110,7 +110,7 @@ class Sampler:
       who = 'student' if self._is_student else 'teacher'
       raise ValueError(
           f'steps={steps}: this {who} is sampled in '
-          f'{" or ".join(map(str, self.steps))}'
+          f'{" or ".join(map(str, self.steps))}{self._hint}'
       )
     if not 0 <= seed < 2**31:
       raise ValueError(f'seed={seed} must lie in [0, 2**31)')
@@ -254,8 +254,14 @@ def load(
         f'{vae} is not the tokenizer that {export} was trained with; leave '
         'it out to find that one in the run'
     )
+  hint = ''
   if t_set is None:
-    t_set = sorted(set(source.get('method', {}).get('t_set', (0,))))
+    trained = source.get('method', {}).get('t_set')
+    if trained is None:
+      hint = ('; its export does not say how it was trained: name the scales '
+              'that are data when each step begins (--t_set, or t_set=; 0,5 '
+              'for VAR-d16)')
+    t_set = sorted(set(trained or (0,)))
   model = registry.get('models', family)(meta['config'])
   open_text = _find_text(export, model, captions, encoder, tokenizer)
   vae_model = registry.get('models', kind)(vae_meta['config'])
@@ -270,7 +276,8 @@ def load(
     steps_lib.check_choice(model.config, t_set, split, 't_set')
   params, vae_params = map(checkpoint.load_params, (export, vae))
   return Sampler(
-      model, params, vae_model, vae_params, t_set, split, open_text
+      model, params, vae_model, vae_params, t_set, split, open_text,
+      hint if family in _STUDENTS else '',
   )
 
 

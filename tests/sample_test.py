@@ -195,7 +195,7 @@ def test_a_student_refuses(student, labels, options, message):
 
 
 def test_a_teacher_refuses(teacher, run):
-  with pytest.raises(ValueError, match='this teacher is sampled in 2'):
+  with pytest.raises(ValueError, match='this teacher is sampled in 2$'):
     teacher([0], steps=1)
   with pytest.raises(ValueError, match='of a student'):
     sample.load(run / 'teacher/export/teacher-1', split=1)
@@ -342,8 +342,14 @@ def test_an_export_that_does_not_say_how_it_was_trained(run, tmp_path):
   shutil.copytree(run / 'tokenizer/export/tokenizer-1', copy.parent / 'vae')
   sampler = sample.load(copy)
   assert sampler.steps == (1,)
+  with pytest.raises(
+      ValueError, match=r'sampled in 1; its export does not .*--t_set'
+  ):
+    sampler([0], steps=2)
   two = sample.load(copy, t_set=(0, 1), split=1)
   assert two.steps == (1, 2)
+  with pytest.raises(ValueError, match='sampled in 1 or 2$'):
+    two([0], steps=3)
   assert np.abs(two([0] * 4) - sampler([0] * 4)).max() > 1e-3  # by the split
   for t_set in ((), (1,), (0, 2), (0, 1, 1), (1, 0)):
     with pytest.raises(ValueError, match='t_set=.* must start with 0'):
