@@ -237,7 +237,7 @@ def test_commands_with_stand_ins(name, tmp_path):
       'resume': {'python': 6},
       'shard_your_model': {'python': 2},
       'slurm': {'pip': 1, 'sbatch': 2, 'squeue': 1},
-      'tpu_vm': {'python': 1, 'gcloud': 5},
+      'tpu_vm': {'python': 1, 'gcloud': 6},
   }[name]
 
 

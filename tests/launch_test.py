@@ -73,25 +73,36 @@ def test_what_is_tried_again(cluster, statuses, runs, status):
 def test_tpu_vm_runs_on_every_worker_and_comes_back(cluster, tmp_path):
   (tmp_path / 'dd_jax').mkdir()
   (tmp_path / 'dd_jax/launch').symlink_to(LAUNCH)
-  # A worker: what ssh is told to do, in a home of its own.
+  for name in ('venv', 'other'):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'bin').symlink_to(tmp_path / 'bin')
+  # A worker: what ssh is told to do, in a home of its own. Variables of this
+  # side do not get there.
   cluster('gcloud', '''
 for a in "$@"; do
-  if [[ $a == --command=* ]]; then cd; bash -c "${a#--command=}"; exit; fi
+  if [[ $a == --command=* ]]; then
+    cd
+    exec env -i HOME="$HOME" PATH=/usr/bin:/bin bash -c "${a#--command=}"
+  fi
 done''')
   cluster('python', f'''
 n=$(cat {tmp_path}/n 2>/dev/null || echo 0); echo $((n + 1)) > {tmp_path}/n
-echo "run $n with $*"
+echo "run $n of $0 with $*"
 s=(143 75 0); exit "${{s[$n]}}"''')
   stopped = cluster.run(
       LAUNCH / 'tpu_vm.sh', 'v', 'z', '--config=a b', MAX_RESTARTS='0'
   )
   assert stopped.returncode == 143, stopped.stderr
   (log,) = (tmp_path / 'dd_jax').glob('*.log')
-  assert 'run 0 with -m dd_jax.main --config=a b' in log.read_text()
-  result = cluster.run(LAUNCH / 'tpu_vm.sh', 'v', 'z', '--config=a b')
+  assert (f'run 0 of {tmp_path}/venv/bin/python with -m dd_jax.main '
+          '--config=a b') in log.read_text()
+  assert 'giving up' in log.read_text()
+  result = cluster.run(
+      LAUNCH / 'tpu_vm.sh', 'v', 'z', '--config=a b', VENV='~/other'
+  )
   assert result.returncode == 0, result.stderr
   assert 'status 75; restarting' in log.read_text()
-  assert 'run 2 with' in log.read_text()
+  assert f'run 2 of {tmp_path}/other/bin/python with' in log.read_text()
   calls = [c for c in cluster.calls() if c.startswith('gcloud')]
   assert all('--zone=z' in c and ' v ' in c for c in calls)
   assert '--worker=all' in calls[0]
