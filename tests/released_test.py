@@ -502,6 +502,41 @@ def test_the_page_names_what_there_is():
     assert f'student-{steps} ' in PAGE
 
 
+def test_stages_that_the_page_adds():
+  added = []
+  for code in re.findall(r'^```python\n(.*?)^```', PAGE, re.M | re.S):
+    names = {}
+    exec(code, names)
+    config = names['get_config']()
+    config.weights = 'w'
+    config = json.loads(json.dumps(config.to_dict()))
+    parsed = {stage.name: stage for stage in stages.parse(config)}
+    for name in re.findall(r'config\.stages\.(\w+) =', code):
+      stage = parsed[name]
+      made = config_lib.make(
+          registry.get('configs', stage.kind),
+          {k: v for k, v in stage.config.items() if k != 'seed'}, name,
+      )
+      added.append(stage.kind)
+      if stage.kind == 'convert':
+        assert made.folder == 'w' and released.release_of(made.paths[0])
+        continue
+      source = parsed[made.student.removeprefix('stage:')]
+      network = (
+          source.config['roles']['student']['model']
+          if source.kind == 'train' else dict(
+              released.known_fields(released.convert_config(
+                  source.config, source.name
+              )), name=source.config['family'],
+          )
+      )
+      evaluate_fid.check(
+          made, build.build_model(network), name,
+          sharding.make_mesh({'data': -1}),
+      )
+  assert sorted(added) == ['adm_npz', 'convert', 'fid']
+
+
 @pytest.mark.slow
 def test_the_page_draws_images(tmp_path):
   """Its first lines as they stand, but for the sizes of the networks."""
