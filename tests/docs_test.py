@@ -233,7 +233,7 @@ def test_commands_with_stand_ins(name, tmp_path):
   assert called == {
       'attention': {'python': 3},
       'gke': {'kubectl': 4, 'docker': 2},
-      'metrics': {'python': 1, 'tail': 1, 'tensorboard': 1},
+      'metrics': {'pip': 1, 'python': 1, 'tail': 1, 'tensorboard': 1},
       'resume': {'python': 6},
       'shard_your_model': {'python': 2},
       'slurm': {'pip': 1, 'sbatch': 2, 'squeue': 1},
@@ -318,7 +318,7 @@ def test_commands_for_any_machine(name, tmp_path, monkeypatch, capsys):
   runs = tmp_path / 'runs'
   if name == 'resume':
     assert (runs / 'resume/report/report.md').exists()
-    assert (runs / 'rehearsal/report/report.md').exists()
+    assert (runs / 'two_processes/report/report.md').exists()
   if name == 'metrics':
     monkeypatch.chdir(tmp_path)
     (code,) = blocks('python', page_of(name))
