@@ -161,7 +161,8 @@ def test_bad_settings(tmp_path, fields, message):
 
 
 def test_a_run_has_such_a_stage(tmp_path):
-  parsed = stages.parse({'seed': 0, 'rules': 'dp', 'stages': {
+  config = {'name': 'x', 'seed': 0, 'mesh': {'data': -1}, 'rules': 'dp'}
+  parsed = stages.parse(config | {'stages': {
       'text': dict(CONFIG, kind='captions', encoder='stage:t5'),
       't5': dict(kind='convert', family='t5', input=['a.safetensors']),
   }})

@@ -48,7 +48,7 @@ def made(tmp_path_factory):
     )
     checkpoint.export(root / name, model, params, {})
   stages.run({
-      'seed': 0, 'mesh': dict(data=-1), 'rules': 'dp', 'stages': {
+      'name': 'x', 'seed': 0, 'mesh': dict(data=-1), 'rules': 'dp', 'stages': {
           'captions': dict(
               kind='captions', prompts=dict(source='digit_words'),
               encoder=dict(model=dict(name='words', vocab_size=48, width=12)),
@@ -69,7 +69,7 @@ def run(made, workdir, kind='clip_score', **fields):
     stage |= dict(clip=str(made / 'clip'), tokenizer=dict(name='words'))
   stage = {k: v for k, v in (stage | fields).items() if v is not None}
   record = stages.run({
-      'seed': 3, 'mesh': dict(data=-1), 'rules': 'dp',
+      'name': 'x', 'seed': 3, 'mesh': dict(data=-1), 'rules': 'dp',
       'stages': {'score': stage},
   }, workdir)['score']
   return workdir / 'score' / record['outputs']['artefact']

@@ -91,7 +91,7 @@ def llamagen(tmp_path_factory):
       export(folder / f'{role}/export/{role}-1', dict(fields, name=family), 3,
              frozen={'vae': digest}, method=METHOD)
   stages.run({
-      'seed': 0, 'mesh': dict(data=-1), 'rules': 'dp',
+      'name': 'x', 'seed': 0, 'mesh': dict(data=-1), 'rules': 'dp',
       'stages': {'captions': stage},
   }, root / 'by_caption')
   return root
