@@ -117,3 +117,24 @@ class Model:
   @functools.cached_property
   def _shapes(self) -> Params:
     return jax.eval_shape(self.init, jax.random.key(0))  # seconds for a UNet
+
+
+def check_tokenizer(net: Model, vae: Model) -> None:
+  """Raises where a vae is not of the kind that a network predicts codes of.
+
+  Raises:
+    ValueError: it has another number of codes, or codes of another size.
+  """
+  codebook = jax.eval_shape(vae.fns['codebook'], vae.abstract())
+  check_codes(net, vae, codebook.shape)
+
+
+def check_codes(net: Model, vae: Model, found: tuple[int, ...]) -> None:
+  """As `check_tokenizer`, of a codebook whose shape is known."""
+  wanted = net.config.vocab_size, net.config.code_dim
+  if found != wanted:
+    raise ValueError(
+        f'{net.family!r} predicts {wanted[0]} codes of size {wanted[1]}, but '
+        f'this {vae.family!r} has {found[0]} of size {found[1]}: it is not its '
+        'tokenizer'
+    )

@@ -26,7 +26,7 @@ ALLOWED = {
                'dd_jax.kernels', 'dd_jax.models', 'dd_jax.config',
                'dd_jax.convert'},
     'methods': {'jax', 'numpy', 'optax', 'dd_jax.flow', 'dd_jax.ops',
-                'dd_jax.method', 'dd_jax.methods'},
+                'dd_jax.method', 'dd_jax.methods', 'dd_jax.model'},
     'data': {'numpy', 'grain', 'array_record', 'etils', 'sklearn', 'mlxtend',
              'PIL', 'ml_dtypes', 'safetensors', 'tensorflow_datasets', 'absl',
              'dd_jax.data'},

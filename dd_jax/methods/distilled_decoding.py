@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from dd_jax.flow.noise import pair_noise
 from dd_jax.method import Inputs, Method, Output, Update
 from dd_jax.methods import losses
-from dd_jax.sampling.steps import check_tokenizer
+from dd_jax.model import check_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dd_jax.model import Model, Params
+from dd_jax.model import Model, Params, check_codes
 from dd_jax.ops.vq import nearest_code
 
 # (log_p (B, n, V), step, codebook (V, C)) -> int32 indices (B, n).
@@ -206,28 +206,8 @@ def codebook_for(net: Model, vae: Model, vae_params: Params) -> jax.Array:
     ValueError: it has another number of codes, or codes of another size.
   """
   codebook = vae.fns['codebook'](vae_params)
-  _check_codes(net, vae, codebook.shape)
+  check_codes(net, vae, codebook.shape)
   return codebook
-
-
-def check_tokenizer(net: Model, vae: Model) -> None:
-  """Raises where a vae is not of the kind that a network predicts codes of.
-
-  Raises:
-    ValueError: it has another number of codes, or codes of another size.
-  """
-  codebook = jax.eval_shape(vae.fns['codebook'], vae.abstract())
-  _check_codes(net, vae, codebook.shape)
-
-
-def _check_codes(net: Model, vae: Model, found: tuple[int, ...]) -> None:
-  wanted = net.config.vocab_size, net.config.code_dim
-  if found != wanted:
-    raise ValueError(
-        f'{net.family!r} predicts {wanted[0]} codes of size {wanted[1]}, but '
-        f'this {vae.family!r} has {found[0]} of size {found[1]}: it is not its '
-        'tokenizer'
-    )
 
 
 def _student_step(

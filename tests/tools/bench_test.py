@@ -283,7 +283,8 @@ def test_ratios(monkeypatch, rejected):
   summaries = [
       {'row': row, 'batch': 1, 'framework': framework, 'variant': variant,
        'p50': p50, 'p95': p50, 'cpu': p50, 'calls': 1, 'gflops': 1.0,
-       'cold_start': 1.0, 'trace': None, 'compile': 1.0, 'peak_rss': 1,
+       'tokens_per_second': None, 'cold_start': 1.0, 'trace': None,
+       'compile': 1.0, 'peak_rss': 1,
        'rounds': 1, 'accepted': int(framework == 'jax' or not rejected)}
       for row, framework, variant, p50 in (
           ('student', 'jax', 'scan', 2.0), ('student', 'jax', 'unrolled', 1.0),
