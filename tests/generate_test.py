@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dd_jax import build, checkpoint, generate, sharding
-from dd_jax.data.pairs import PairSource
+from dd_jax.data.pairs import PairSource, read_manifest
 from dd_jax.flow import discrete
 from dd_jax.flow.noise import pair_noise
 from dd_jax.stages import Context
@@ -145,6 +145,17 @@ def test_a_pair_is_what_the_flow_makes_of_its_noise(case):
   # Codes depend on the noise, so that this says something.
   assert agreement(np.roll(noise, 1, axis=1)) < 0.5
   assert agreement(np.roll(noise, 1, axis=0)) < 0.5
+
+
+def test_the_manifest_says_what_made_the_pairs(case):
+  settings = {k: v for k, v in case.settings.items() if k != 'chunk'}
+  # A report samples its teacher with the settings that stand here.
+  assert read_manifest(case.folder / 'one/data').provenance == {
+      'cfg_interval': -1, **settings, 'top_k': TOP_K, 'top_p': TOP_P,
+      'seed': SEED, 'micro_batch': COUNTS['batch_size'],
+      **{name: checkpoint.describe(case.folder / name)['hash']
+         for name in ('teacher', 'vae')},
+  }
 
 
 def test_one_program_makes_the_same_pairs_on_many_devices(case, caplog):
