@@ -15,6 +15,7 @@ import pytest
 from dd_jax import build, optim, registry, sharding, train
 from dd_jax import config as config_lib
 from dd_jax.method import Role
+from tests import released_files
 
 B = 16
 VQVAE = dict(
@@ -45,6 +46,24 @@ MODELS = {
     'student': dict(VAR, name='dd_var', zero_flags=False),
     'judge': dict(name='judge', image_size=8, image_channels=1,
                   num_classes=4),
+    'unet': dict(
+        name='edm_unet', image_size=8, image_channels=1, num_classes=4, ch=8,
+        ch_mult=[1], res_blocks=1, attention=[], head_dim=4,
+    ),
+    'discriminator': dict(name='discriminator', size=8, channels=8),
+    'mixture': dict(name='mixture', means=[[0.5, -1.0], [0.0, 1.0]], std=0.3),
+    'lpips': dict(name='lpips', slim=32),
+    't5': dict(
+        name='t5', vocab_size=16, width=16, depth=2, heads=2, head_dim=4,
+        mlp_dim=24,
+    ),
+    'words': dict(name='words', vocab_size=16, width=16),
+    'clip': dict(
+        name='clip', image_size=8, patch_size=4, image_width=16, image_depth=1,
+        image_heads=2, image_mlp_dim=24, vocab_size=16, context_length=21,
+        text_width=16, text_depth=1, text_heads=2, text_mlp_dim=24,
+        projection_dim=8,
+    ),
 }
 # Method -> role, model of the role, frozen networks, fields; or models by role.
 # What follows the method's name is ours.
@@ -147,7 +166,11 @@ def test_train_step_is_that_of_one_device_on_any_mesh(name, rules):
 
 def forward_inputs(name):
   batch = make_batch()
-  x = np.random.default_rng(1).normal(size=(B, 21, 4)).astype(np.float32)
+  rng = np.random.default_rng(1)
+  x = rng.normal(size=(B, 21, 4)).astype(np.float32)
+  rgb = rng.uniform(-1, 1, (2, B, 16, 16, 3)).astype(np.float32)
+  tokens = batch['indices']
+  sigma = np.linspace(0.1, 50, B, dtype=np.float32)
   return {
       'vae': (batch['image'],),
       'vq': (batch['image'],),
@@ -155,19 +178,31 @@ def forward_inputs(name):
       'gpt_student': (x[:, :16], batch['label'], np.full(B, 3, np.int32)),
       'judge': (batch['image'],),
       **dict.fromkeys(
-          ('denoiser', 'critic'),
-          (batch['image'], np.linspace(0.1, 50, B, dtype=np.float32),
-           batch['label']),
+          ('denoiser', 'critic', 'unet'),
+          (batch['image'], sigma, batch['label']),
       ),
+      'discriminator': (np.tile(batch['image'], 8),),
+      'mixture': (x[:, 0, :2], sigma, batch['label']),
+      'lpips': tuple(rgb),
+      **dict.fromkeys(('t5', 'words'), (tokens, tokens > 1)),
+      'clip': (rgb[0, :, :8, :8], tokens),
       'teacher': (batch['label'], x[:, 1:]),
       'student': (x, batch['label'], np.full(B, 1, np.int32)),
   }[name]
 
 
+def test_every_network_is_here():
+  # Inception takes longest to compile; `vgg` is a part of `lpips`.
+  assert {config['name'] for config in MODELS.values()} == (
+      set(registry.TABLES['models']) - {'inception', 'vgg'}
+  )
+
+
 @pytest.mark.parametrize('name', sorted(MODELS))
 def test_forward_is_the_same_on_any_mesh(name):
   model = build.build_model(MODELS[name])
-  params = model.init(jax.random.key(0))
+  # Not those of `init`, where zeros hide what comes before them.
+  params = released_files.random(model, 0)
   inputs = forward_inputs(name)
   want = jax.jit(model.apply)(params, *inputs)
   mesh = sharding.make_mesh(MESHES['fsdp_tp'])
