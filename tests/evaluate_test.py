@@ -1,0 +1,150 @@
+# Copyright 2026 The dd_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of a report are what the functions of `sampling` make."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from dd_jax import build, evaluate, generate, programs, sharding
+from dd_jax.evals import baselines
+from dd_jax.sampling import llamagen as sampling
+from tests import released_files
+
+GPT = dict(
+    num_classes=5, depth=1, width=8, heads=2, latent_size=2, vocab_size=16,
+    code_dim=4, mlp_width=8,
+)
+NETWORKS = {
+    'teacher': dict(GPT, name='llamagen'),
+    'student': dict(GPT, name='dd_llamagen'),
+    'vae': dict(name='llamagen_vq', image_size=4, image_channels=1, ch=4,
+                ch_mult=[1, 2], res_blocks=1, attention=False, z_channels=4,
+                code_dim=4, vocab_size=16),
+}
+# How the pairs were made: all otherwise than by default, and in so few steps
+# that the solver shows.
+SETTINGS = dict(cfg=1.5, top_k=9, top_p=0.9, cfg_interval=0)
+FLOW = dict(solver='heun', solver_steps=2)
+STUDENTS = {
+    'student_1': dict(t_list=[0], split=4),
+    'student_2': dict(t_list=[0, 2], split=1),
+}
+SEED = 3
+MESH = sharding.make_mesh({}, jax.devices()[:1])
+IDS = np.arange(5, 69, dtype=np.uint32)
+LABELS = (IDS % 5).astype(np.int32)
+
+
+def pixels(params, latent):
+  """In the place of a decoder, which takes longest to compile."""
+  del params
+  return latent
+
+
+@pytest.fixture(scope='module')
+def case():
+  """Random networks and the panel of a report on them."""
+  case = types.SimpleNamespace(models={}, params={})
+  for seed, (name, config) in enumerate(NETWORKS.items()):
+    model = build.build_model(config)
+    case.params[name] = released_files.random(model, seed)
+    if name == 'vae':
+      model = dataclasses.replace(model, fns={**model.fns, 'decode': pixels})
+    case.models[name] = model
+  # How often pairs have a code: each place has two of them.
+  counts = np.zeros((4, 16), np.int32)
+  counts[range(4), [3, 8, 12, 5]] = counts[:, 14] = 1
+  case.params['cumulative'] = counts.cumsum(axis=1, dtype=np.int32)
+  config = evaluate.EvaluateConfig(
+      **dict.fromkeys((*NETWORKS, 'judge', 'pairs'), ''), reference={},
+      students=STUDENTS, involved=(1, 3), skips=(1,),
+  )
+  case.panel = evaluate.make_panel(
+      config, case.models, case.params, {**SETTINGS, **FLOW}, SEED, MESH
+  )
+  case.rows = {row.name: row for row in case.panel.rows}
+  return case
+
+
+def direct(case, name):
+  """Images of a row, by the functions of `sampling`."""
+  teacher, student, vae = case.models.values()
+
+  def images(tp, sp, vp, cumulative):
+    noise = programs.fresh_noise(teacher, SEED, IDS)
+    keys = programs.fresh_keys(SEED, IDS)
+    by_lot = sampling.categorical(keys)
+    rollout = functools.partial(
+        sampling.rollout, teacher, vae, tp, vp, LABELS, **SETTINGS
+    )
+    if name == 'skip_1':
+      after = jax.vmap(jax.random.fold_in, (0, None))(keys, 4)
+      return sampling.skip_n(
+          teacher, vae, tp, vp, LABELS, by_lot, skip=1,
+          fill=baselines.sample_last(after, cumulative, 1), **SETTINGS,
+      )
+    if name == 'teacher':
+      codes = vae.fns['codes'](vp, rollout(by_lot))
+    elif name == 'teacher_flow':
+      codes = vae.fns['codes'](vp, rollout(generate.flow_choose(
+          noise, teacher.config.offsets, solver='heun', steps=2
+      )))
+    elif name == 'involved_causal':
+      codes = sampling.teacher_involved(
+          student, teacher, vae, sp, tp, vp, noise, LABELS, by_lot, start=1,
+          resume=3, split=4, **SETTINGS,
+      )['codes']
+    else:
+      codes = sampling.few_step(
+          student, vae, sp, vp, noise, LABELS, **STUDENTS[name]
+      )['codes']
+    return sampling.images_from_codes(vae, vp, codes)
+
+  return jax.jit(images)(*case.params.values())
+
+
+@pytest.mark.parametrize('name, steps', [
+    ('teacher', 4), ('teacher_flow', 4), ('student_1', 1), ('student_2', 2),
+    ('involved_causal', 4), ('skip_1', 3),
+])
+def test_a_row_is_what_sampling_makes(case, name, steps):
+  row = case.rows[name]
+  assert row.steps == steps
+  images = np.asarray(row.sample(IDS, {'label': LABELS}))
+  assert images.shape == (64, 2, 2, 4) and images.std() > 0.01
+  np.testing.assert_allclose(images, direct(case, name), atol=1e-5)
+
+
+def test_pictures_show_the_noise_of_the_rows(case):
+  noise = case.panel.draw(IDS)
+  assert list(case.panel.pictured) == ['teacher', *STUDENTS]
+  for name, row in ('teacher', 'teacher_flow'), ('student_1', 'student_1'):
+    np.testing.assert_allclose(
+        case.panel.pictured[name](noise, LABELS),
+        case.rows[row].sample(IDS, {'label': LABELS}), atol=1e-5,
+    )
+
+
+def test_a_pair_of_a_caption_counts_for_its_class(case):
+  # Pairs of six captions; those of a class are of one sequence.
+  classes = np.array([2, 0, 1, 1, 2, 0], np.int32)
+  sequences = np.random.default_rng(0).integers(0, 16, (3, 4))
+  pairs = {'label': np.arange(6), 'indices': sequences[classes]}
+  rows = {row.name: row for row in evaluate._baselines(
+      case.models, case.params, pairs, None,
+      types.SimpleNamespace(labels=classes), None, SEED, MESH,
+  )}
+  wanted = np.array([0, 1, 2, 2, 1])
+  images = rows['onestep_class'].sample(None, {'label': wanted})
+  vae, params = case.models['vae'], case.params['vae']
+  np.testing.assert_allclose(images, sampling.images_from_codes(
+      vae, params, vae.fns['codes'](params, sequences[wanted])
+  ), atol=1e-5)
+  assert len(np.unique(images, axis=0)) == 3
