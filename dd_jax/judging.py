@@ -239,7 +239,7 @@ def _pictures(
     wanted = conditions.take(np.full(_PATH, i))
     path = _slerp(noise[0], noise[1], _PATH).astype(np.float32)
     for name in ('teacher', next(n for n in pictured if n != 'teacher')):
-      rows[f'{name} {wanted["label"][0]}'] = np.asarray(
+      rows[f'{name} {i}'] = np.asarray(
           pictured[name](path, condition_of(wanted))
       )
   grids['interpolation.png'] = report.grid(rows)
