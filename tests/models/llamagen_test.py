@@ -482,6 +482,24 @@ def test_tokens_out_of_range_do_not_pass_unseen():
     assert np.isnan(logits[0, 4:]).all() and np.isfinite(logits[1]).all()
 
 
+@pytest.mark.parametrize('build', [model.build, student.build])
+def test_labels_out_of_range_do_not_pass_unseen(build):
+  net = build(TINY)
+  labels, indices, x = inputs(net)
+  params, none = random_params(net), net.config.num_classes
+
+  @jax.jit
+  def forward(labels):
+    if net.family == 'llamagen':
+      return net.apply(params, labels, indices[:, :-1])
+    return net.apply(params, x, labels, jnp.array([0, 5]))['logits']
+
+  assert np.isfinite(forward(labels.at[0].set(none))).all()
+  for bad in (none + 1, -1):
+    out = forward(labels.at[0].set(bad))
+    assert np.isnan(out[0]).all() and np.isfinite(out[1]).all()
+
+
 def test_inputs_of_the_wrong_size_are_refused():
   net = model.build(TINY)
   cache, zeros = {}, functools.partial(jnp.zeros, dtype=jnp.int32)

@@ -405,6 +405,24 @@ def test_drop_path_depends_on_each_examples_key_alone(build):
   assert 1 < len(kinds) <= 4
 
 
+@pytest.mark.parametrize('build', [model.build, student.build])
+def test_labels_out_of_range_do_not_pass_unseen(build):
+  net = build(TINY)
+  labels, maps, x = inputs(net)
+  params, none = random_params(net), net.config.num_classes
+
+  @jax.jit
+  def forward(labels):
+    if net.family == 'var':
+      return net.apply(params, labels, maps)
+    return net.apply(params, x, labels, jnp.array([0, 5]))['logits']
+
+  assert np.isfinite(forward(labels.at[0].set(none))).all()
+  for bad in (none + 1, -1):
+    out = forward(labels.at[0].set(bad))
+    assert np.isnan(out[0]).all() and np.isfinite(out[1]).all()
+
+
 def test_one_scale_is_a_classifier_of_classes():
   net = model.build(TINY | {'patch_nums': [1]})
   params = random_params(net)

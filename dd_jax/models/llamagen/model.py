@@ -181,7 +181,8 @@ class Conditioner(nn.Module):
     c = self.config
     check_condition(c, condition)
     if c.num_classes:
-      return embed(c, c.num_classes + 1, 'classes')(condition)[:, None], None
+      classes = embed(c, c.num_classes + 1, 'classes').embedding
+      return rows(classes, condition)[:, None], None
     # Sampling reads it by `null`, here it is only made.
     self.param(
         'null',
@@ -502,9 +503,9 @@ def build(config: Mapping[str, Any]) -> Model:
 
   Tokens are int32, rows of the grid first, L of them; one outside of
   [0, vocab_size) gives NaN. A condition is labels_B, int32 in [0, num_classes],
-  num_classes meaning no label; or, if num_classes is 0, a mapping of
-  features_BxTxF and mask_BxT, of up to caption_length tokens of which the valid
-  ones stand at the end. Every function takes `params` first:
+  num_classes meaning no label and others giving NaN; or, if num_classes is 0, a
+  mapping of features_BxTxF and mask_BxT, of up to caption_length tokens of
+  which the valid ones stand at the end. Every function takes `params` first:
 
   - forward(condition, indices_Bx(L-1), *, key=None) -> logits_BxLxV, teacher
     forced; dropout is on if there is a key per example

@@ -16,7 +16,7 @@ import numpy as np
 from dd_jax import config as config_lib
 from dd_jax.kernels import attention as attention_lib
 from dd_jax.model import Model, Params, platform
-from dd_jax.models.layers import Dense, modulate, pure
+from dd_jax.models.layers import Dense, modulate, pure, rows
 
 Array = jax.Array
 Cache = Mapping[str, Array]
@@ -246,7 +246,7 @@ class Transformer(nn.Module):
       key: Array | None = None,
   ) -> tuple[Array, Cache | None]:
     c = self.config
-    cond_BxW = embed(c, c.num_classes + 1, 'class_embed')(labels_B)
+    cond_BxW = class_embed(c, labels_B)
     parts = [] if start else [start_slot(c, cond_BxW)]
     if maps_BxMxC is not None:
       parts.append(word_embed(c, maps_BxMxC).astype(jnp.float32))
@@ -262,12 +262,19 @@ class Transformer(nn.Module):
     return Head(c, name='head')(x_BxNxW, cond_BxW), cache
 
 
-def embed(c: Config, rows: int, name: str) -> nn.Embed:
-  """A table of `rows` vectors of the residual stream's width."""
+def embed(c: Config, count: int, name: str) -> nn.Embed:
+  """A table of `count` vectors of the residual stream's width."""
   init = nn.initializers.normal(c.init_std)
   return nn.Embed(
-      rows, c.width, name=name,
+      count, c.width, name=name,
       embedding_init=nn.with_logical_partitioning(init, (None, 'embed')),
+  )
+
+
+def class_embed(c: Config, labels_B: Array) -> Array:
+  """Classes in the residual stream, (B, W); NaN for one that is not there."""
+  return rows(
+      embed(c, c.num_classes + 1, 'class_embed').embedding, labels_B
   )
 
 
@@ -383,10 +390,10 @@ def build(config: Mapping[str, Any]) -> Model:
   """Builds the VAR transformer.
 
   Tokens stand scale by scale, row by row; L of them. Labels are int32 in
-  [0, num_classes], num_classes meaning no label. `maps` are what
-  `vqvae.var_input` and `vqvae.advance` give: the image so far at the place of
-  each token, for the scales from the second on. Every function takes `params`
-  first:
+  [0, num_classes], num_classes meaning no label; others give NaN. `maps` are
+  what `vqvae.var_input` and `vqvae.advance` give: the image so far at the place
+  of each token, for the scales from the second on. Every function takes
+  `params` first:
 
   - forward(labels_B, maps_Bx(L-1)xC, *, key=None) -> logits_BxLxV; drop-path is
     on if there is a key per example

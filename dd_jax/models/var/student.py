@@ -66,7 +66,7 @@ class Student(nn.Module):
     slots = np.arange(len(levels_S))
     # Slot 0 is the start and slot p + 1 holds token p.
     is_data_BxS = slots[None] <= offset_B[:, None]
-    cond_BxW = var.embed(c, c.num_classes + 1, 'class_embed')(labels_B)
+    cond_BxW = var.class_embed(c, labels_B)
     tokens = var.word_embed(c, x_BxLxC).astype(jnp.float32)
     x_BxSxW = jnp.concatenate([var.start_slot(c, cond_BxW), tokens], axis=1)
     level_embed = var.embed(c, len(c.patch_nums) + 1, 'level_embed')
