@@ -80,12 +80,12 @@ def _resize(x_BxHxHxC: Array, weights, size: int) -> Array:
     raise ValueError(f'maps must be square, not {height} x {width}')
   if height == size:
     return x_BxHxHxC
-  matrix = jnp.asarray(weights(height, size), x_BxHxHxC.dtype)
+  matrix = jnp.asarray(weights(height, size))
   # Codes are chosen by distance to resized maps: bfloat16 passes would show.
   return jnp.einsum(
       'th,bhwc,sw->btsc', matrix, x_BxHxHxC, matrix,
       precision=jax.lax.Precision.HIGHEST,
-  )
+  ).astype(x_BxHxHxC.dtype)
 
 
 def _cubic(distance: np.ndarray, a: float = -0.75) -> np.ndarray:

@@ -251,6 +251,15 @@ def test_bfloat16_activations():
   assert 0 < error < 0.1 * jnp.abs(exact['encode']).max()
 
 
+def test_half_precision_parameters_make_float32_codes():
+  built, params, *_ = small()
+  half = params | {'embedding': params['embedding'].astype(jnp.bfloat16)}
+  same = half | {'embedding': half['embedding'].astype(jnp.float32)}
+  codes = jax.jit(built.fns['codebook'])
+  np.testing.assert_array_equal(codes(half), codes(same))
+  assert codes(half).dtype == jnp.float32
+
+
 def test_sharded_equals_unsharded():
   built, params, image, out, _ = small()
   mesh = jax.make_mesh(

@@ -412,6 +412,22 @@ def test_bfloat16_activations():
   assert 0 < error < 0.1 * jnp.abs(exact['latent']).max()
 
 
+def test_half_precision_parameters_quantize_in_float32():
+  built, params, _, out, _ = small()
+  half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+
+  @jax.jit
+  def run(params):
+    indices = built.fns['latent_to_indices'](params, out['latent'])
+    codes = built.fns['codes'](params, indices)
+    return indices, codes, built.fns['accumulate'](params, codes)
+
+  same = jax.tree.map(lambda x: x.astype(jnp.float32), half)
+  for found, exact in zip(run(half), run(same), strict=True):
+    assert found.dtype == exact.dtype != jnp.bfloat16
+    np.testing.assert_array_equal(found, exact)
+
+
 def test_sharded_equals_unsharded():
   built, params, image, out, _ = small()
   mesh = jax.make_mesh(

@@ -146,7 +146,8 @@ class Tokenizer(nn.Module):
     return self.decoder(self.post_quant_conv(map_BxhxhxC))
 
   def codebook(self) -> Array:
-    return _unit(jnp.asarray(self.embedding))
+    # Parameters may be of half precision.
+    return _unit(jnp.asarray(self.embedding, jnp.float32))
 
   def codes(self, indices_BxL: Array) -> Array:
     return layers.rows(self.codebook(), indices_BxL)

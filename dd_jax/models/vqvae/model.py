@@ -185,7 +185,8 @@ class VQVAE(nn.Module):
     return self.decoder(self.post_quant_conv(f_hat_BxhxhxZ))
 
   def codebook(self) -> Array:
-    return jnp.asarray(self.embedding)
+    # Parameters may be of half precision.
+    return jnp.asarray(self.embedding, jnp.float32)
 
   def codes(self, indices_BxL: Array) -> Array:
     return self.codebook()[indices_BxL]
@@ -283,7 +284,7 @@ class VQVAE(nn.Module):
     for scale, size in enumerate(self.config.patch_nums):
       z_BxnxZ = _flatten(resize.area(residual, size))
       index_Bxn = vq.nearest_code(
-          z_BxnxZ.reshape(-1, z_BxnxZ.shape[-1]), self.embedding
+          z_BxnxZ.reshape(-1, z_BxnxZ.shape[-1]), self.codebook()
       ).reshape(z_BxnxZ.shape[:2])
       update = self._upsample(self.codes(index_Bxn), scale)
       f_hat += update
