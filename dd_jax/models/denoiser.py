@@ -54,12 +54,14 @@ def uniform(fan_in: int) -> layers.Init:
 
 
 def dense(
-    fan_in: int, features: int, axes: tuple[str | None, str | None], name: str
+    fan_in: int, features: int, axes: tuple[str | None, str | None], name: str,
+    precision: jax.lax.Precision | None = None,
 ) -> layers.Dense:
   """An affine map in float32 with the initial values of denoisers."""
   init = uniform(fan_in)
   return layers.Dense(
-      features, axes, kernel_init=init, bias_init=init, name=name
+      features, axes, kernel_init=init, bias_init=init, precision=precision,
+      name=name,
   )
 
 
@@ -83,11 +85,13 @@ class Condition(nn.Module):
     rate_F = 10000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle_BxF = noise_B.astype(jnp.float32)[:, None] * rate_F[None]
     wave_BxF = jnp.concatenate([jnp.cos(angle_BxF), jnp.sin(angle_BxF)], -1)
+    # Neighbouring levels would be one in a platform's fast products.
+    exact = jax.lax.Precision.HIGHEST
     e_BxE = nn.silu(dense(
-        2 * half, self.features, ('time', 'mlp'), 'noise_0'
+        2 * half, self.features, ('time', 'mlp'), 'noise_0', exact
     )(wave_BxF))
     e_BxE = dense(
-        self.features, self.features, ('mlp', 'embed'), 'noise_1'
+        self.features, self.features, ('mlp', 'embed'), 'noise_1', exact
     )(e_BxE)
     if self.num_classes:
       table_KxE = self.param(

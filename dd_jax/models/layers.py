@@ -35,6 +35,7 @@ class Dense(nn.Module):
     kernel_init: initialiser of the kernel.
     bias_init: initialiser of the bias.
     dtype: type that the product is computed in.
+    precision: of the products; None is the platform's default.
   """
 
   features: int
@@ -43,6 +44,7 @@ class Dense(nn.Module):
   kernel_init: Init = nn.initializers.lecun_normal()
   bias_init: Init = nn.initializers.zeros
   dtype: Any = jnp.float32
+  precision: jax.lax.Precision | None = None
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -52,11 +54,12 @@ class Dense(nn.Module):
         (x.shape[-1], self.features),
     )
     x = keep_rows(x.astype(self.dtype))
-    y = keep_rows(_matmul(x, kernel.astype(self.dtype)))
+    matmul = functools.partial(_matmul, precision=self.precision)
+    y = keep_rows(matmul(x, kernel.astype(self.dtype)))
     if self.has_variable('params', 'kernel_a'):
       a = self.get_variable('params', 'kernel_a').astype(self.dtype)
       b = self.get_variable('params', 'kernel_b').astype(self.dtype)
-      y += _matmul(_matmul(x, a), b)
+      y += matmul(matmul(x, a), b)
     if self.use_bias:
       bias = self.param(
           'bias',
@@ -300,8 +303,12 @@ def _flat_lecun_normal(key: Array, shape: tuple[int, ...]) -> Array:
   return nn.initializers.lecun_normal()(key, matrix).reshape(shape)
 
 
-def _matmul(x: Array, kernel: Array) -> Array:
-  return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+def _matmul(
+    x: Array, kernel: Array, precision: jax.lax.Precision | None
+) -> Array:
+  return jax.lax.dot_general(
+      x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision
+  )
 
 
 def _runs(eqn: Any) -> int:

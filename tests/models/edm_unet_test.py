@@ -16,7 +16,7 @@ import pytest
 from dd_jax import checkpoint, conversion
 from dd_jax.convert import readers, table
 from dd_jax.flow import edm
-from dd_jax.models import denoiser
+from dd_jax.models import denoiser, layers
 from dd_jax.models.discriminator import convert as head_convert
 from dd_jax.models.discriminator import model as discriminator
 from dd_jax.models.edm_unet import convert, model
@@ -162,6 +162,12 @@ def test_condition_is_cosines_then_sines_plus_a_class():
   np.testing.assert_allclose(found, silu(e), rtol=1e-4, atol=1e-5)
   wrong = module.apply({'params': params}, noise, np.array([-1, 4, 3]))
   np.testing.assert_array_equal(np.isnan(wrong).any(1), [True, True, False])
+  # In float32 on any machine: neighbouring levels must not be one.
+  traced = jax.make_jaxpr(module.apply)({'params': params}, noise, labels)
+  passes, products = (
+      layers.count_jaxpr(traced.jaxpr, passes) for passes in (True, False)
+  )
+  assert passes == 6 * products > 0
 
 
 def test_attention_and_the_order_of_its_channels():

@@ -28,6 +28,12 @@ def test_dense():
   np.testing.assert_allclose(y, x @ kernel, rtol=1e-5, atol=1e-6)
   y = apply(layers.Dense(4, dtype=jnp.bfloat16), params, x)
   assert y.dtype == jnp.bfloat16
+  a, b = RNG.normal(size=(3, 2)), RNG.normal(size=(2, 4))
+  dense = layers.Dense(4, precision=jax.lax.Precision.HIGHEST)
+  traced = str(jax.make_jaxpr(lambda p: apply(dense, p, x))(
+      params | {'kernel_a': a, 'kernel_b': b}
+  ))
+  assert traced.count('HIGHEST') == 2 * traced.count('dot_general') == 6
 
 
 def test_dense_adds_its_adapter():

@@ -18,6 +18,9 @@ from dd_jax.models import denoiser, layers
 
 Array = jax.Array
 
+# Float32 in earnest, whatever a platform's fast products are.
+_EXACT = jax.lax.Precision.HIGHEST
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -82,11 +85,14 @@ class MapHead(nn.Module):
       init = denoiser.uniform(size * size * channels)
       x = layers.Conv2d(
           channels, size, side if last else 2, (0, 0) if last else (1, 1),
-          kernel_init=init, bias_init=init, name=f'conv_{i}',
+          precision=_EXACT, kernel_init=init, bias_init=init,
+          name=f'conv_{i}',
       )(x)
       x = nn.silu(layers.GroupNorm(groups, 1e-5, name=f'norm_{i}')(x))
       i += 1
-    return denoiser.dense(channels, 1, ('embed', None), 'out')(x)[:, 0, 0, 0]
+    return denoiser.dense(
+        channels, 1, ('embed', None), 'out', _EXACT
+    )(x)[:, 0, 0, 0]
 
 
 class VectorHead(nn.Module):
@@ -98,9 +104,11 @@ class VectorHead(nn.Module):
   def __call__(self, x_BxC: Array) -> Array:
     channels = self.config.channels
     x_BxC = x_BxC.astype(jnp.float32)
-    x = denoiser.dense(channels, channels, ('embed', 'mlp'), 'hidden')(x_BxC)
+    x = denoiser.dense(
+        channels, channels, ('embed', 'mlp'), 'hidden', _EXACT
+    )(x_BxC)
     # One group: a layer normalisation.
     x = layers.GroupNorm(1, 1e-5, name='norm')(x[:, None, None])
-    return denoiser.dense(channels, 1, ('mlp', None), 'out')(
+    return denoiser.dense(channels, 1, ('mlp', None), 'out', _EXACT)(
         nn.silu(x)
     )[:, 0, 0, 0]
