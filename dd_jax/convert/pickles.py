@@ -195,7 +195,7 @@ class Machine:
     elif name in _VALUES:
       stack.append(argument)
     elif name in ('BINPUT', 'LONG_BINPUT', 'PUT'):
-      self._memo[argument] = stack[-1]
+      self._memo[_count(argument)] = stack[-1]  # as keys are, see `_key`
     elif name == 'MEMOIZE':
       self._memo[len(self._memo)] = stack[-1]
     elif name in ('BINGET', 'LONG_BINGET', 'GET'):
@@ -424,19 +424,15 @@ def _count(value: Any) -> int:
 def _key(value: Any) -> Any:
   """A value that can be hashed, and written down, at no risk.
 
-  Deep tuples would end Python, long ones and long texts cost their length each
-  time, and large numbers can be chosen so that all have the same hash.
+  Tuples and large numbers can be chosen so that all have the same hash, and
+  long texts cost their length each time. Weights have names and small numbers.
   """
-  parts = value if isinstance(value, tuple) else (value,)
-  if len(parts) > _MAX_RANK:
-    raise ValueError(f'a key of {len(parts)} parts')
-  for part in parts:
-    if not isinstance(part, _KEYS):
-      raise TypeError(f'a key that holds a {type(part).__name__}')
-    if isinstance(part, str | bytes) and len(part) > _MAX_KEY:
-      raise ValueError(f'a key of {len(part)} characters')
-    if isinstance(part, int) and abs(part) >= _MAX_COUNT:
-      raise ValueError(f'a key that is {short(part)}')
+  if not isinstance(value, _KEYS):
+    raise TypeError(f'a key that is a {type(value).__name__}')
+  if isinstance(value, str | bytes) and len(value) > _MAX_KEY:
+    raise ValueError(f'a key of {len(value)} characters')
+  if isinstance(value, int) and abs(value) >= _MAX_COUNT:
+    raise ValueError(f'a key that is {short(value)}')
   return value
 
 
