@@ -34,7 +34,7 @@ KEPT = 'original.safetensors'
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """A conversion that is known to work, before a weight is read.
+  """A conversion that is known to work, before a parameter is made.
 
   Attributes:
     family: entry of `registry.TABLES['families']`.
@@ -54,12 +54,12 @@ class Plan:
 
 
 def guess(names: Collection[str]) -> str | None:
-  """The family whose files have these tensors, or None."""
-  found = [
-      (len(family.signature), name) for name, family in families().items()
-      if family.fits(names)
-  ]
-  return max(found)[1] if found else None
+  """The family whose files have these tensors, or None.
+
+  Of several the one that asks for most, and the registry's first of those.
+  """
+  found = {k: len(f.signature) for k, f in families().items() if f.fits(names)}
+  return max(found, key=found.get, default=None)
 
 
 def families() -> dict[str, Family]:
@@ -72,7 +72,9 @@ def plan(
     given: Mapping[str, Any] | None = None,
     wrapper: Sequence[str] | None = None, inert: Collection[str] = (),
 ) -> Plan:
-  """Compares files with a family; reads shapes and buffers, no weights.
+  """Compares files with a family.
+
+  Reads shapes and, of values, buffers and tensors that repeat others.
 
   Args:
     name: of the family.

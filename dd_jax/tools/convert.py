@@ -53,7 +53,7 @@ def parse_field(text: str) -> tuple[str, Any]:
   name, equals, value = text.partition('=')
   if not (name and equals):
     raise ValueError(f'--config={text}: must be field=value')
-  if value.startswith('{'):
+  if value.startswith(('{', '[')):
     return name, _value(value)
   parts = [_value(v) for v in value.split(',')]
   return name, parts if len(parts) > 1 else parts[0]

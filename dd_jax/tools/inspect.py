@@ -4,8 +4,8 @@
 
     python -m dd_jax.tools.inspect PATH
 
-PATH is an export of ours, or a weight file of another program. Reads names and
-shapes, never weights, and runs nothing.
+PATH is an export of ours, or a weight file of another program. Runs nothing and
+reads names, shapes and, of values, what `conversion.plan` compares.
 """
 
 from __future__ import annotations

@@ -155,6 +155,7 @@ def test_files_there_and_back(head, tmp_path):
   assert names == {'fake_unet', 'karras_sigmas'} | (
       {'cls_pred_branch'} if head else set()
   )
+  assert conversion.guess(teacher | ours) == 'dmd2_critic'
   work = plan(tmp_path / 'a.pth', teacher | ours)
   assert set(work.dropped) == set(teacher)
   assert set(work.kept) == {'karras_sigmas'}

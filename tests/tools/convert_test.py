@@ -132,11 +132,13 @@ def test_dry_run_shows_coverage_and_writes_nothing(tmp_path):
   out = succeed(
       '--family=dd_var', f'--input={FILES["dd_var"]}', '--dry_run',
       '--wrapper=trainer/var_wo_ddp', f'--output={tmp_path / "x"}',
+      '--config=patch_nums=1,2,3,4',
   )
   for text in (
       'layers/attn/q/kernel', '2x64x64',
       'blocks.0.attn.mat_qkv.weight and 1 more', 'made again from the config',
       '44 tensors -> 32 parameters', 'nothing missing, nothing left over',
+      '"patch_nums": [1, 2, 3, 4]',
   ):
     assert text in out
   assert not list(tmp_path.iterdir())
@@ -166,7 +168,7 @@ def test_sizes_by_hand(tmp_path):
   })
   command = ('--family=dd_var', f'--input={file}', '--dry_run')
   assert '--config=heads=' in fail(*command)
-  out = succeed(*command, '--config=heads=3', '--config=patch_nums=1,2,4')
+  out = succeed(*command, '--config=heads=3', '--config=patch_nums=[1,2,4]')
   assert '"heads": 3' in out and '"patch_nums": [1, 2, 4]' in out
 
 
