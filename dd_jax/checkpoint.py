@@ -32,7 +32,9 @@ from dd_jax.state import TrainState
 
 FORMAT_VERSION = 1
 
-_DESCRIBED = frozenset({'family', 'config', 'hash', 'sha256', 'source'})
+_DESCRIBED = frozenset({
+    'family', 'config', 'parameters', 'hash', 'sha256', 'source'
+})
 _README = """# {family} exported by dd_jax
 
     import orbax.checkpoint as ocp
@@ -251,10 +253,14 @@ def export(
 
 def fingerprint(model: Model, hashes: Mapping[str, str]) -> str:
   """The hash of an export: of family, config and the leaves' SHA-256."""
-  config = dataclasses.asdict(model.config)
-  return hashlib.sha256(
-      canonical_json([model.family, config, hashes]).encode()
-  ).hexdigest()
+  return _digest(model.family, dataclasses.asdict(model.config), hashes)
+
+
+def _digest(
+    family: str, config: Mapping[str, Any], hashes: Mapping[str, str]
+) -> str:
+  text = canonical_json([family, config, hashes])
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_description(
@@ -287,7 +293,8 @@ def describe(path: epath.PathLike) -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: no export there.
-    ValueError: not a description of one, or written by a newer format.
+    ValueError: not a description of one, changed since it was written, or
+      written by a newer format.
   """
   file = epath.Path(path) / 'model.json'
   if not file.exists():
@@ -309,6 +316,11 @@ def describe(path: epath.PathLike) -> dict[str, Any]:
     )
   if missing:
     raise ValueError(f'{file} lacks {sorted(missing)}: it is damaged')
+  if meta['hash'] != _digest(meta['family'], meta['config'], meta['sha256']):
+    raise ValueError(
+        f'{file}: its hash is not that of its family, config and sha256: it '
+        'was changed; fetch the export again'
+    )
   return meta
 
 

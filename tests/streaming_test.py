@@ -115,11 +115,13 @@ def test_leaves_are_read_and_checked(
   meta = json.loads(file.read_text())
   name = next(iter(meta['sha256']))
   meta['sha256'][name] = '0'
+  meta['hash'] = checkpoint.fingerprint(net, meta['sha256'])
   file.write_text(json.dumps(meta))
   leaves = streaming.open_params(tmp_path / 'a', net.abstract())
   with pytest.raises(ValueError, match=f'{name} differs from its hash'):
     jax.tree.map(np.asarray, leaves)
   del meta['sha256'][name]
+  meta['hash'] = checkpoint.fingerprint(net, meta['sha256'])
   file.write_text(json.dumps(meta))
   with pytest.raises(ValueError, match=f'{name} is not as model.json says'):
     streaming.open_params(tmp_path / 'a', net.abstract())
