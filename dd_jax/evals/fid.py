@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import json
 from typing import Any
+import zipfile
 
 from etils import epath
 import numpy as np
@@ -23,6 +24,8 @@ PROTOCOL = 'pytorch-fid'
 SAMPLES = 50_000  # that published figures take
 MANIFOLD = 10_000  # features kept for precision and recall
 _SPLITS = 10  # of the Inception Score
+_MOST_CHANNELS = 1 << 12  # of features in a file; Inception's are 2048
+_MOST_TEXT = 1 << 20  # bytes that describe an array, or all of them
 
 # Pixels uint8 (n, H, W, 3) to features (n, D) and logits without bias (n, K).
 Inception = Callable[[np.ndarray], tuple[Any, Any]]
@@ -289,7 +292,8 @@ def read_reference(file: epath.PathLike) -> Reference:
   """Statistics from .npz, of ours or of PyTorch-FID.
 
   Raises:
-    ValueError: not such a file, or statistics of the other protocol.
+    ValueError: not such a file, one that unpacks to more than statistics need,
+      or statistics of the other protocol.
   """
   file = epath.Path(file)
   try:
@@ -302,12 +306,27 @@ def read_reference(file: epath.PathLike) -> Reference:
         )
       if not {'mu', 'sigma'} <= names:
         raise ValueError(f'it holds {sorted(names)}, not mu and sigma')
-      return make_reference(
-          arrays['mu'], arrays['sigma'],
-          arrays['features'] if 'features' in names else None,
-          json.loads(str(arrays['meta'])) if 'meta' in names else None,
-      )
+      mean = _unpack(arrays, 'mu', 8 * _MOST_CHANNELS)
+      size = np.size(mean)
+      if size > _MOST_CHANNELS:
+        raise ValueError(f'features of {size} channels')
+      cov = _unpack(arrays, 'sigma', 8 * size**2)
+      features = meta = None
+      if 'features' in names:
+        features = _unpack(arrays, 'features', 4 * size * SAMPLES)
+      if 'meta' in names:
+        meta = json.loads(str(_unpack(arrays, 'meta', _MOST_TEXT)))
+      return make_reference(mean, cov, features, meta)
   except FileNotFoundError:
     raise
   except Exception as e:  # a damaged archive raises anything
     raise ValueError(f'{file}: no statistics for FID ({e})') from e
+
+
+def _unpack(arrays: Any, name: str, limit: int) -> np.ndarray:
+  """An array of an open .npz; where compressed, of about so many bytes."""
+  info = arrays.zip.getinfo(f'{name}.npy')
+  stored = info.compress_type == zipfile.ZIP_STORED
+  if not stored and info.file_size > limit + _MOST_TEXT:
+    raise ValueError(f'{name} would unpack to {info.file_size} bytes')
+  return arrays[info.filename]

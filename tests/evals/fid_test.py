@@ -205,6 +205,20 @@ def test_foreign_statistics(tmp_path):
     fid.read_reference(tmp_path / 'none.npz')
 
 
+@pytest.mark.parametrize('arrays, message', [
+    ({'mu': np.ones(1 << 20)}, 'mu would unpack to 8388736 bytes'),
+    ({'mu': np.ones(1 << 13)}, 'features of 8192 channels'),
+    ({'sigma': np.ones((512, 512))}, 'sigma would unpack to 2097280 bytes'),
+    ({'features': np.ones((1 << 19, 4), np.float32)}, 'features would unpack'),
+    ({'meta': np.asarray('1' * (1 << 20))}, 'meta would unpack'),
+])
+def test_statistics_that_unpack_to_too_much(arrays, message, tmp_path):
+  file = tmp_path / 'stats.npz'
+  np.savez_compressed(file, **{'mu': np.ones(4), 'sigma': np.eye(4)} | arrays)
+  with pytest.raises(ValueError, match=message):
+    fid.read_reference(file)
+
+
 @pytest.mark.parametrize('mean, cov, message', [
     (np.zeros(3), np.eye(2), r'need \(D,\) and \(D, D\)'),
     (np.zeros(2), np.array([[1.0, 0], [np.nan, 1]]), 'NaN'),
