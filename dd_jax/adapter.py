@@ -20,8 +20,8 @@ class Adapter:
 
   An adapted `kernel` of shape (..., in, out) has `kernel_a` (..., in, rank)
   and `kernel_b` (..., rank, out) beside it, and `models.layers.Dense` adds
-  `(x @ a) @ b`: no second copy of the base is ever made in training.
-  Source: LoRA, arXiv 2106.09685, section 4.
+  `(x @ a) @ b`: no second copy of the base is ever made in training. Kernels of
+  convolutions stay as they are. Source: LoRA, arXiv 2106.09685, section 4.
 
   Attributes:
     base: name of the frozen network.
@@ -37,7 +37,7 @@ class Adapter:
     """Adapters for a base tree: a is normal / sqrt(in), b is zero.
 
     Raises:
-      ValueError: when no kernel matches `targets`.
+      ValueError: when no kernel of a Dense layer matches `targets`.
     """
     found = []
 
@@ -48,7 +48,9 @@ class Adapter:
         if isinstance(leaf, dict):
           if sub := visit(leaf, here):
             out[name] = sub
-        elif name == 'kernel' and re.search(self.targets, '/'.join(here)):
+        elif name == 'kernel' and leaf.ndim < 4 and re.search(
+            self.targets, '/'.join(here)
+        ):  # of a Dense layer or a stack of them; convolutions have four axes
           *lead, n_in, n_out = leaf.shape
           a = jax.random.normal(
               jax.random.fold_in(key, len(found)), (*lead, n_in, self.rank)
@@ -61,8 +63,8 @@ class Adapter:
     tree = visit(base, ())
     if not found:
       raise ValueError(
-          f'adapter.targets={self.targets!r} matches no kernel of '
-          f'{self.base!r}; print the paths with parameter_overview'
+          f'adapter.targets={self.targets!r} matches no kernel of a Dense '
+          f'layer of {self.base!r}; print the paths with parameter_overview'
       )
     return tree
 
