@@ -26,6 +26,15 @@ from dd_jax.models.critic import model as critic
 # shapes are handed on, and nothing of the network's size is made.
 Resolve = Callable[[str], epath.Path | Model]
 
+# Fields that say how a network runs or learns, not what its parameters compute.
+# Where a UNet or a tokenizer attends, its parameters tell.
+_RUNNING = frozenset({
+    'dtype', 'remat', 'unroll', 'attention', 'dropout', 'token_dropout',
+    'drop_path', 'beta', 'gamma_init', 'zero_flags',
+})
+# Convolutions take images of any size, with scales of any size.
+_OF_IMAGES = frozenset({'image_size', 'patch_nums'})
+
 
 @dataclasses.dataclass(frozen=True)
 class FrozenConfig:
@@ -52,8 +61,9 @@ class RoleConfig:
   Attributes:
     model: `name` in the registry and the fields of its config; may be left out
       when `init` is an export of the same family.
-    init: export folder or 'stage:name' to start from: copied when the family
-      is the same, handed to the model's `adopt` otherwise.
+    init: export folder or 'stage:name' to start from, in float32: copied when
+      the family is the same, handed to the model's `adopt` otherwise. What
+      `model` says must fit what its parameters are of.
     optimizer: fields of `optim.OptimizerConfig`, and `total` ticks of its
       clock (default the stage's steps).
     ema: decay of the moving average that is evaluated and exported.
@@ -188,6 +198,30 @@ def _same_parts(model: Model, params: Params) -> bool:
   )
 
 
+def _function(model: Model) -> dict[str, Any]:
+  """The fields that say what a network computes of its parameters."""
+  if model.family == 'critic':  # of its parts the denoiser is handed on
+    model = build_model(model.config.denoiser)
+  fields = dataclasses.asdict(model.config)
+  free = _RUNNING | (_OF_IMAGES if 'image_size' in fields else frozenset())
+  # None leaves it to a rule, and is no other size than the rule's.
+  return {k: v for k, v in fields.items() if k not in free and v is not None}
+
+
+def _check_function(name: str, origin: Model, model: Model) -> None:
+  """Raises where parameters would fit and mean something else."""
+  old, new = _function(origin), _function(model)
+  both = old.keys() & new.keys()
+  found = config_lib.differences(
+      {k: old[k] for k in both}, {k: new[k] for k in both}
+  )
+  if found:
+    raise ValueError(
+        f'roles.{name}.model is not as the network that it starts from: '
+        f'{"; ".join(found)}'
+    )
+
+
 def _optimizer(
     name: str, role: RoleConfig
 ) -> tuple[optim.OptimizerConfig, int | None]:
@@ -219,10 +253,13 @@ def _role(
     return role, frozen_params[adapter.base]
   origin, source = (None, None)
   if config.init is not None:
-    origin, source = _open(resolve(config.init))
+    # A role is trained in float32, whatever its export is stored in.
+    origin, source = _open(resolve(config.init), 'float32')
   if config.model is None and origin is None:
     raise ValueError(f'roles.{name} needs a model or an init')
   model = build_model(config.model) if config.model else origin
+  if origin is not None:
+    _check_function(name, origin, model)
   if origin is None:
 
     def init(key, _):

@@ -363,7 +363,7 @@ def load_params(
     )
   if dtype is not None:
     params = jax.tree.map(
-        lambda x: x.astype(dtype)
+        lambda x: x.astype(dtype, copy=False)
         if jax.numpy.issubdtype(x.dtype, np.floating) else x, params
     )
   return params if shardings is None else jax.device_put(params, shardings)
