@@ -117,12 +117,14 @@ def plan(
   try:
     fields = _merged(family.infer(tensors, given), given)
     model = registry.get('models', family.model)(fields)
-  except (ValueError, ZeroDivisionError) as e:  # sizes may be nonsense
+    buffers = family.buffers(model.config)
+    rows, wanted = family.rows(model.config), model.abstract()
+  except (ArithmeticError, MemoryError, RecursionError, ValueError) as e:
+    # Sizes may be nonsense.
     names = ', '.join(list(tensors)[:3])
-    raise ValueError(f'{where}, with {names}, ...: {e}') from e
+    raise ValueError(f'{where}, with {names}, ...: {str(e) or repr(e)}') from e
   kept = {k: v for k, v in tensors.items() if family.is_kept(k)}
   problems = []
-  buffers = family.buffers(model.config)
   for key, value in buffers.items():
     if key in tensors and key not in kept:
       found = tensors[key]
@@ -144,9 +146,7 @@ def plan(
   }
   leaves: dict[str, LazyArray] = {}
   try:
-    leaves = table.plan(
-        family.rows(model.config), weights, model.abstract()
-    )
+    leaves = table.plan(rows, weights, wanted)
   except table.ConversionError as e:
     problems += e.problems
   if problems:

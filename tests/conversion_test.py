@@ -271,6 +271,82 @@ def test_sizes_that_no_tensor_tells(tmp_path):
     assert f'--config={missing}=' in problem(name, source, given=fields)
 
 
+SIZED = FAMILIES | {
+    't2i': ('llamagen_gpt_t2i_tiny', GRID), 't5': ('t5_tiny', {}),
+    'clip': ('clip_tiny', {'image_heads': 2, 'text_heads': 2}),
+    'edm_unet': ('edm_unet_tiny', {}),
+}
+
+
+def sized(name):
+  """A family, tensors that it reads, and what a user must tell of them."""
+  case, given = SIZED[name]
+  family = registry.get('families', {'t2i': 'llamagen'}.get(name, name))
+  return family, golden_cases.load(case).tensors(), given
+
+
+@pytest.mark.parametrize('name', SIZED)
+def test_shapes_without_values_tell_no_sizes(name):
+  """They take no bytes of a file, whatever their other axes are."""
+  family, tensors, given = sized(name)
+  expected = family.infer(tensors, given)
+  for key, value in tensors.items():
+    for axis in range(value.ndim):
+      shape = [1 << 20] * value.ndim
+      shape[axis] = 0
+      hollow = {key: jax.ShapeDtypeStruct(shape, value.dtype)}
+      try:
+        assert family.infer(tensors | hollow, given) == expected
+      except ValueError as e:
+        assert key in str(e) and len(str(e)) < 200
+
+
+@pytest.mark.parametrize('name, key, shape', [
+    ('var', 'lvl_embed.weight', (65, 1)), ('var', 'pos_1LC', (1, 16385, 1)),
+    ('dd_var', 'lvl_embed.weight', (65, 1)),
+    ('dd_var', 'pos_1LC', (1, 16385, 1)),
+    ('t2i', 'cls_embedding.uncond_embedding', (16385, 1)),
+    ('clip', 'text_model.embeddings.position_embedding.weight', (16385, 1)),
+    ('clip', 'vision_model.embeddings.position_embedding.weight', (16385, 1)),
+])
+def test_sizes_that_no_network_has(name, key, shape):
+  family, tensors, given = sized(name)
+  large = {key: jax.ShapeDtypeStruct(shape, np.float32)}
+  with pytest.raises(ValueError, match=f'{key}.* too large'):
+    family.infer(tensors | large, given)
+
+
+@pytest.mark.parametrize('name, template, most', [
+    ('var', 'blocks.{i}.attn.mat_qkv.weight', 128),
+    ('llamagen', 'layers.{i}.attention.wqkv.weight', 128),
+    ('var_vqvae', 'encoder.down.{i}.block.0.conv1.weight', 16),
+    ('var_vqvae', 'encoder.down.0.block.{i}.conv1.weight', 16),
+    ('llamagen_vq', 'encoder.conv_blocks.{i}.res.0.conv1.weight', 16),
+    ('llamagen_vq', 'encoder.conv_blocks.0.res.{i}.conv1.weight', 16),
+    ('edm_unet', 'model.enc.8x8_block{i}.conv0.weight', 16),
+    ('edm_unet', 'model.enc.{i}x0_conv.weight', 16),
+])
+def test_more_layers_than_any_network_has(name, template, most):
+  family, tensors, given = sized(name)
+  one = jax.ShapeDtypeStruct((4, 4, 3, 3), np.float32)
+  many = {template.replace('{i}', str(i)): one for i in range(most + 1)}
+  with pytest.raises(ValueError, match='too many'):
+    family.infer(tensors | many, given)
+
+
+@pytest.mark.parametrize('error', [
+    MemoryError(), OverflowError('too large'), RecursionError('too deep'),
+], ids=repr)
+def test_a_config_that_nothing_can_be_made_of(error, tmp_path, monkeypatch):
+  def infer(tensors, given):
+    raise error
+
+  family = dataclasses.replace(registry.get('families', 'var'), infer=infer)
+  monkeypatch.setattr('dd_jax.models.var.convert.VAR', family)
+  source = save(tmp_path / 'a.pth', case_tensors('var_transformer_tiny'))
+  assert (str(error) or 'MemoryError') in problem('var', source)
+
+
 def test_everything_wrong_is_said_at_once(tmp_path):
   tensors = case_tensors('var_transformer_tiny')
   del tensors['head.bias'], tensors['blocks.1.ffn.fc2.weight']

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,13 @@ import numpy as np
 from dd_jax.convert import table
 
 Tensors = Mapping[str, Any]  # arrays or lazy arrays by the file's names
+
+# More than any network has. What is inferred from a file makes arrays and
+# layers, of which a few bytes could ask for more than there is memory or time.
+MAX_LAYERS = 128
+MAX_BLOCKS = 16  # levels of a UNet or a tokenizer, and blocks of a level
+MAX_SLOTS = 1 << 14  # tokens of an image or a caption
+MAX_SCALES = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,25 +92,38 @@ class Unknown(ValueError):
     )
 
 
-def size(tensors: Tensors, name: str, axis: int) -> int:
+def size(
+    tensors: Tensors, name: str, axis: int, most: float = math.inf
+) -> int:
   """The size of a tensor that must be there.
 
   Raises:
-    ValueError: it is not, or has too few axes.
+    ValueError: it is not, has too few axes or no values, or is larger than
+      `most`.
   """
   if name not in tensors:
     raise ValueError(f'there is no tensor {name!r}, which tells the sizes')
   shape = tensors[name].shape
   if not -len(shape) <= axis < len(shape):
     raise ValueError(f'tensor {name!r} has shape {tuple(shape)}: too few axes')
+  if not math.prod(shape):  # the other axes cost nothing, and can be any number
+    raise ValueError(f'tensor {name!r} has shape {tuple(shape)}: no values')
+  if shape[axis] > most:
+    raise ValueError(f'tensor {name!r} has shape {tuple(shape)}: too large')
   return shape[axis]
 
 
-def count(tensors: Tensors, template: str) -> int:
-  """How many numbers `{i}` of a template there are, counted from 0."""
+def count(tensors: Tensors, template: str, most: int = MAX_LAYERS) -> int:
+  """How many numbers `{i}` of a template there are, counted from 0.
+
+  Raises:
+    ValueError: more than `most`.
+  """
   number = 0
   while template.replace('{i}', str(number)) in tensors:
     number += 1
+  if number > most:
+    raise ValueError(f'there are {number} tensors {template!r}: too many')
   return number
 
 

@@ -55,3 +55,12 @@ def test_sizes():
     family.size(tensors, 'x', 0)
   with pytest.raises(ValueError, match='too few axes'):
     family.size(tensors, 'block.0.w', 2)
+  assert family.size(tensors, 'block.0.w', 0, 3) == 3
+  with pytest.raises(ValueError, match=r'\(3, 4\): too large'):
+    family.size(tensors, 'block.0.w', 0, 2)
+  assert family.count(tensors, 'block.{i}.w', 2) == 2
+  with pytest.raises(ValueError, match="2 tensors 'block.{i}.w': too many"):
+    family.count(tensors, 'block.{i}.w', 1)
+  for shape in (1 << 40, 0), (0, 1 << 40):  # no bytes of a file
+    with pytest.raises(ValueError, match='no values'):
+      family.size({'w': np.zeros(shape)}, 'w', 0)

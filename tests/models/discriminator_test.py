@@ -65,3 +65,6 @@ def test_errors():
   for field, value in (('size', 6), ('size', -4), ('channels', 0)):
     with pytest.raises(ValueError, match=field):
       model.build({field: value})
+  conv = jax.ShapeDtypeStruct((8, 8, 4, 4), jnp.float32)
+  with pytest.raises(ValueError, match='17 levels: too many'):
+    convert.HEAD.infer({f'{i}.weight': conv for i in range(17)}, {})

@@ -72,14 +72,17 @@ def _infer(
     tensors: family.Tensors, given: Mapping[str, Any]
 ) -> dict[str, Any]:
   patch = family.size(tensors, _PATCH, 2)
-  side = round(max(family.size(tensors, _IMAGE_POSITION, 0) - 1, 0) ** 0.5)
+  slots = family.size(tensors, _IMAGE_POSITION, 0, family.MAX_SLOTS)
+  side = round((slots - 1) ** 0.5)
   fields = {
       'image_size': side * patch,
       'patch_size': patch,
       'image_width': family.size(tensors, _PATCH, 0),
       'vocab_size': family.size(tensors, _TOKEN, 0),
       'text_width': family.size(tensors, _TOKEN, 1),
-      'context_length': family.size(tensors, _TEXT_POSITION, 0),
+      'context_length': family.size(
+          tensors, _TEXT_POSITION, 0, family.MAX_SLOTS
+      ),
       'projection_dim': family.size(tensors, 'text_projection.weight', 0),
   }
   for tower, ours in _TOWERS.items():

@@ -39,6 +39,8 @@ def _infer(
   )
   if not convs:
     raise ValueError('there is no discriminator; was it trained without?')
+  if len(convs) > family.MAX_BLOCKS:
+    raise ValueError(f'the discriminator has {len(convs)} levels: too many')
   return {
       'size': family.size(tensors, f'{convs[-1]}.weight', -1)
               * 2 ** (len(convs) - 1),

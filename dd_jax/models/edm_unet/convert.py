@@ -123,6 +123,8 @@ def _infer(
   ), reverse=True)
   if not sides:
     raise ValueError("there is no tensor 'model.enc.<side>x<side>_conv.weight'")
+  if len(sides) > family.MAX_BLOCKS:
+    raise ValueError(f'there are {len(sides)} levels: too many')
   first = f'model.enc.{sides[0]}x{sides[0]}'
   blocks = {s: f'model.enc.{s}x{s}_block0' for s in sides}
   label = 'model.map_label.weight'
@@ -136,7 +138,9 @@ def _infer(
           family.size(tensors, f'{block}.conv0.weight', 0) // ch
           for block in blocks.values()
       ),
-      'res_blocks': family.count(tensors, f'{first}_block{{i}}.conv0.weight'),
+      'res_blocks': family.count(
+          tensors, f'{first}_block{{i}}.conv0.weight', family.MAX_BLOCKS
+      ),
       'attention': tuple(
           s for s, block in blocks.items() if f'{block}.qkv.weight' in tensors
       ),

@@ -83,7 +83,7 @@ def _infer(
     null = 'cls_embedding.uncond_embedding'
     fields |= {
         'num_classes': 0,
-        'caption_length': family.size(tensors, null, 0),
+        'caption_length': family.size(tensors, null, 0, family.MAX_SLOTS),
         'caption_dim': family.size(tensors, null, 1),
     }
   if 'heads' not in given:

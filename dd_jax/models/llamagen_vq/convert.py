@@ -84,7 +84,7 @@ def _infer(
 ) -> dict[str, Any]:
   ch = family.size(tensors, 'encoder.conv_in.weight', 0)
   first = 'encoder.conv_blocks.{i}.res.0.conv1.weight'
-  levels = family.count(tensors, first)
+  levels = family.count(tensors, first, family.MAX_BLOCKS)
   if 'image_size' not in given:
     raise family.Unknown('image_size', 256, 'no tensor tells it')
   return {
@@ -95,7 +95,8 @@ def _infer(
           for i in range(levels)
       ),
       'res_blocks': family.count(
-          tensors, 'encoder.conv_blocks.0.res.{i}.conv1.weight'
+          tensors, 'encoder.conv_blocks.0.res.{i}.conv1.weight',
+          family.MAX_BLOCKS,
       ),
       'attention': 'encoder.mid.1.q.weight' in tensors,
       'z_channels': family.size(tensors, 'quant_conv.weight', 1),

@@ -118,8 +118,9 @@ def _infer(
       raise family.Unknown('heads', width // 64 or 1, 'no tensor tells it')
   if 'patch_nums' not in given:
     fields['patch_nums'] = family.patch_nums(
-        family.size(tensors, 'lvl_embed.weight', 0) - extra_slots,
-        family.size(tensors, 'pos_1LC', 1) - extra_slots,
+        family.size(tensors, 'lvl_embed.weight', 0, family.MAX_SCALES)
+        - extra_slots,
+        family.size(tensors, 'pos_1LC', 1, family.MAX_SLOTS) - extra_slots,
     )
   return fields
 

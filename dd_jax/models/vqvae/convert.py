@@ -85,14 +85,18 @@ def _infer(
     tensors: family.Tensors, given: Mapping[str, Any]
 ) -> dict[str, Any]:
   ch = family.size(tensors, 'encoder.conv_in.weight', 0)
-  levels = family.count(tensors, 'encoder.down.{i}.block.0.conv1.weight')
+  levels = family.count(
+      tensors, 'encoder.down.{i}.block.0.conv1.weight', family.MAX_BLOCKS
+  )
   sides = given.get('patch_nums')
   if sides is None:
     if IGNORE[0] not in tensors:
       raise family.Unknown(
           'patch_nums', '1,2,3,4,5,6,8,10,13,16', 'no tensor tells it'
       )
-    sides = family.patch_nums(family.size(tensors, IGNORE[0], 0))
+    sides = family.patch_nums(
+        family.size(tensors, IGNORE[0], 0, family.MAX_SCALES)
+    )
   if isinstance(sides, int):
     raise ValueError(f'patch_nums={sides}: a single side is [{sides}]')
   return {
@@ -102,7 +106,7 @@ def _infer(
           // ch for i in range(levels)
       ),
       'res_blocks': family.count(
-          tensors, 'encoder.down.0.block.{i}.conv1.weight'
+          tensors, 'encoder.down.0.block.{i}.conv1.weight', family.MAX_BLOCKS
       ),
       'attention': 'encoder.mid.attn_1.qkv.weight' in tensors,
       'image_channels': family.size(tensors, 'encoder.conv_in.weight', 1),
