@@ -147,9 +147,12 @@ def one_step(name, rules, devices=8):
 
 
 # Both rules split the examples; where nothing else is, light methods stand for
-# the others.
+# the others. A second run of a method, on LlamaGen's networks, is slow: other
+# cases compare these.
 @pytest.mark.parametrize('name, rules', [
-    *((name, 'fsdp_tp') for name in sorted(METHODS)),
+    *(pytest.param(
+        name, 'fsdp_tp', marks=[pytest.mark.slow] * ('of llamagen' in name)
+    ) for name in sorted(METHODS)),
     *((name, 'dp') for name in ('classifier', 'edm', 'llamagen')),
 ])
 def test_train_step_is_that_of_one_device_on_any_mesh(name, rules):

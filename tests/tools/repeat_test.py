@@ -15,13 +15,16 @@ from dd_jax.evals import report
 from tests.evals import report_test
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-CONFIG = '''
+STAGE = dict(
+    method=dict(name='classifier'), roles={}, data={}, batch_size=1, steps=1,
+)
+CONFIG = f'''
 from ml_collections import ConfigDict
 
 def get_config(arg):
   return ConfigDict(dict(
       name=arg, seed=0, mesh=dict(data=-1), rules='dp', compilation_cache='',
-      stages=dict(student=dict(kind='train', steps=1)),
+      stages=dict(student=dict({STAGE}, kind='train')),
   ))
 '''
 
@@ -38,8 +41,8 @@ def finish(workdir, seed, teacher, student, steps=5):
   )
   (here / 'student').mkdir(exist_ok=True)
   (here / 'student/stage.json').write_text(json.dumps(dict(
-      format_version=1, config=dict(steps=steps, seed=seed), complete=True,
-      hash='',
+      format_version=1, config=dict(STAGE, steps=steps, seed=seed),
+      complete=True, hash='',
   )))
 
 
