@@ -31,10 +31,10 @@ class Config:
       the uniform one.
     revive_until: no revival after this step, so that the codes settle.
     scale_dropout: share of the images that are decoded without the scales
-      behind a random one; for tokenizers with scales. The
-      coarse codes then say more of an image, and the fine ones, which VAR
-      draws independently of each other, have less to agree upon. After
-      arXiv 2107.03312, which drops quantizers of sound in this way.
+      behind a random one; for tokenizers with scales. The coarse codes then say
+      more of an image, and the fine ones, which VAR draws independently of each
+      other, have less to agree upon. After arXiv 2107.03312, which drops
+      quantizers of sound in this way.
   """
 
   reconstruction: str = 'l2'
@@ -119,10 +119,10 @@ class TrainVQVAE(Method):
   def after(self, state: Any, outputs: Mapping[str, Any]) -> Any:
     """Moves the usage, and dead codes onto what this batch quantized.
 
-    Every scale gets as many of the revived codes: of few tokens, which leave
-    little for those behind them, a coarse one would get none, and its tokens
-    would soon be the same for all images. A revived code starts with the
-    uniform frequency, so that it gets time to find its place.
+    Every scale gets as many of the revived codes. If they went where most
+    tokens are, the coarse scales would be left with none that are near to their
+    small residuals, and would soon say the same of all images. A revived code
+    starts with the uniform frequency, so that it gets time to find its place.
     """
     config, extras = self.config, outputs['tokenizer']
     counts = extras['counts'].sum(axis=0).astype(jnp.float32)
