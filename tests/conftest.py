@@ -5,11 +5,12 @@
 import os
 import socket
 
-# Programs here run once or twice: compiling them is what takes time.
+from tests.command import COMPILE_FAST
+
 os.environ['XLA_FLAGS'] = (
     os.environ.get('XLA_FLAGS', '')
     + ' --xla_force_host_platform_device_count=8'
-    + ' --xla_backend_optimization_level=0'
+    + f' {COMPILE_FAST}'
 )
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 

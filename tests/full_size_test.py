@@ -11,7 +11,6 @@ import functools
 import json
 import os
 import pathlib
-import re
 import runpy
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from dd_jax.data import pairs
 from dd_jax.sampling import guidance
 from dd_jax.sampling import var as sampling
 from tests import released_files
+from tests.command import COMPILE_FAST
 from tests.golden import golden_cases, networks
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -176,9 +176,11 @@ class Commands:
     self.rows, self.used = [], folder / 'used'
 
   def __call__(self, name, *command):
-    flags = [w for w in os.environ['XLA_FLAGS'].split() if not re.search(
-        'device_count|optimization_level', w  # of this suite, see conftest.py
-    )]
+    # Without those of this suite, see conftest.py.
+    flags = [
+        flag for flag in os.environ['XLA_FLAGS'].split()
+        if flag not in COMPILE_FAST and 'device_count' not in flag
+    ]
     began = time.monotonic()
     subprocess.run(
         [sys.executable, '-c', MEASURE, self.used, *command], cwd=ROOT,

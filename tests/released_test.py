@@ -43,6 +43,7 @@ from dd_jax import (
 )
 from dd_jax import config as config_lib
 from dd_jax.method import Inputs, Role
+from tests.command import COMPILE_FAST
 from tests.golden import golden_cases
 from tests.released_files import PATCH_NUMS, write_small
 
@@ -543,7 +544,7 @@ def test_the_page_draws_images(tmp_path):
   write_small(tmp_path / 'weights')
   environment = os.environ | {
       'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': '--xla_backend_optimization_level=0',
+      'XLA_FLAGS': COMPILE_FAST,
   }
   for words in LINES[:4]:
     words = [w.replace('=0,5', '=0,2').replace('split=5', 'split=2')

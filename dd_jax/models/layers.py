@@ -239,20 +239,29 @@ def pure(
     same structure with a tuple of logical names (or None) per dimension.
   """
 
-  def boxed(key: Array) -> Any:
-    return module.lazy_init({'params': key}, *inputs, method=method)['params']
-
   def init(key: Array) -> Params:
-    return nn.unbox(boxed(key))
+    return nn.unbox(_initialize(module, inputs, method, key))
 
   def axes() -> Axes:
+    boxed = jax.eval_shape(
+        functools.partial(_initialize, module, inputs, method),
+        jax.random.key(0),
+    )
     return jax.tree.map(
         lambda x: x.names if _is_box(x) else (None,) * x.ndim,
-        jax.eval_shape(boxed, jax.random.key(0)),
-        is_leaf=_is_box,
+        boxed, is_leaf=_is_box,
     )
 
   return init, axes
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _initialize(
+    module: nn.Module, inputs: tuple[jax.ShapeDtypeStruct, ...],
+    method: str | None, key: Array,
+) -> Any:
+  """Fresh parameters in boxes; traced once for equal modules and inputs."""
+  return module.lazy_init({'params': key}, *inputs, method=method)['params']
 
 
 def functions(

@@ -19,6 +19,7 @@ import pytest
 from dd_jax import build
 from dd_jax.methods import dmd2
 from dd_jax.tools.bench import jax_dmd2, program, runner, workloads
+from tests.command import COMPILE_FAST
 from tests.tools import convert_test
 
 FIGURES = (
@@ -31,7 +32,7 @@ def tool(out, *args, model='var'):
   # What is compiled here runs twice: as little optimization as there is.
   environment = os.environ | {
       'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(convert_test.ROOT),
-      'XLA_FLAGS': '--xla_backend_optimization_level=0',
+      'XLA_FLAGS': COMPILE_FAST,
   }
   result = subprocess.run(
       [sys.executable, '-m', 'dd_jax.tools.bench', f'--model={model}_smoke',
