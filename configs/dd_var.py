@@ -17,8 +17,9 @@ Arguments after the colon:
                 own_32,path=a.jsonl,source=jsonl,classes=5,channels=1
                 own_32,source=tfds,name=cifar10,classes=10
               report=False leaves the judge and the report out, as own_64
-              does. All fields but this, `source`, `classes` and `channels` go
-              to the source (`dd_jax/data/`), and `tiny` takes them too.
+              does, and discriminator=True trains the tokenizer against one.
+              All fields but these, `source`, `classes` and `channels` go to
+              the source (`dd_jax/data/`), and `tiny` takes them too.
   d16, d20, d24
               VAR of ImageNet at 256x256 from released files, distilled into
               one and two steps: files -> pairs -> student -> FID.
@@ -31,6 +32,16 @@ which, and so does a run that misses them.
 
 from ml_collections import ConfigDict
 
+# The teacher's tokens of a scale are independent, given those before: three
+# tokens of the whole image leave less to chance, if they say anything. For that
+# the tokenizer decodes some images from its coarser scales alone.
+LONG = dict(
+    z_channels=16, vocab_size=256, patch_nums=(1, 1, 1, 2, 3, 4),
+    scale_dropout=0.1, width=128, heads=4, depth=4, lr=1e-3, cfg=0.0, top_p=0.9,
+    t_set=(0, 0, 0, 0, 0, 3), split=3, involved=(3, 5), pairs=131072,
+    student_batch=32,
+    student_optimizer=dict(lr=4e-3, muon='^layers/(attn|fc)', final=0.01),
+)
 SIZES = {
     'tiny': dict(
         source=dict(source='digits'), image_size=8, ch=8, ch_mult=(1, 2),
@@ -47,14 +58,15 @@ SIZES = {
         student_batch=32,
         steps=dict(judge=600, tokenizer=600, teacher=600, student=6000),
     ),
+    'digits_long': dict(
+        LONG, source=dict(source='digits'), image_size=8, ch=16, ch_mult=(1, 2),
+        shard=2048, batch=64, samples=5000,
+        steps=dict(judge=600, tokenizer=1500, teacher=2500, student=22000),
+    ),
     'mnist5k': dict(
-        source=dict(source='mnist5k', size=16), image_size=16, ch=16,
-        ch_mult=(1, 2, 4), z_channels=8, vocab_size=128,
-        patch_nums=(1, 2, 3, 4), width=96, heads=4, depth=4, t_set=(0, 2),
-        split=2, involved=(1, 3), pairs=32768, shard=4096, batch=64,
-        samples=5000,
-        student_batch=32,
-        steps=dict(judge=2500, tokenizer=1500, teacher=2000, student=8000),
+        LONG, source=dict(source='mnist5k', size=16), image_size=16, ch=16,
+        ch_mult=(1, 2, 4), shard=4096, batch=64, samples=5000,
+        steps=dict(judge=2500, tokenizer=1500, teacher=3000, student=14000),
     ),
     'mnist5k_32': dict(
         source=dict(source='mnist5k', size=32), image_size=32, ch=64,
@@ -67,19 +79,6 @@ SIZES = {
     ),
 }
 SIZES |= {
-    # The teacher's tokens of a scale are independent, given those before: three
-    # tokens of the whole image leave less to chance, if they say anything. For
-    # that the tokenizer decodes some images from its coarser scales alone.
-    'digits_long': dict(
-        SIZES['digits'], patch_nums=(1, 1, 1, 2, 3, 4), z_channels=16,
-        vocab_size=256, scale_dropout=0.1, width=128, depth=4, lr=1e-3,
-        cfg=0.0, top_p=0.9, t_set=(0, 0, 0, 0, 0, 3), split=3,
-        involved=(3, 5), pairs=131072,
-        student_optimizer=dict(
-            lr=4e-3, muon='^layers/(attn|fc)', final=0.01
-        ),
-        steps=dict(judge=600, tokenizer=1500, teacher=2500, student=22000),
-    ),
     'own_16': dict(SIZES['mnist5k'], source=None),
     'own_32': dict(SIZES['mnist5k_32'], source=None),
     # Distances of pixels are slow from here on: no judge and no report.
@@ -120,7 +119,9 @@ SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 
 def _own(size: dict, fields: list[str], arg: str) -> dict:
   """A size with its source replaced by what `fields` ('name=value') say."""
-  own = dict(source='folder', channels='3', report=size['report'])
+  own = dict(
+      source='folder', channels='3', report=size['report'], discriminator=False
+  )
   for field in fields:
     name, equals, value = field.partition('=')
     if not equals or not value:
@@ -135,16 +136,17 @@ def _own(size: dict, fields: list[str], arg: str) -> dict:
         'channels=1 where they are gray'
     )
   classes, channels = map(int, numbers)
-  report = own.pop('report')
-  if not isinstance(report, bool):
-    raise ValueError(
-        f'configs/dd_var.py:{arg}: report={report}: expected True or False'
-    )
+  switches = {name: own.pop(name) for name in ('report', 'discriminator')}
+  for name, value in switches.items():
+    if not isinstance(value, bool):
+      raise ValueError(
+          f'configs/dd_var.py:{arg}: {name}={value}: expected True or False'
+      )
   source = dict(
       own, size=size['image_size'], channels=channels, num_classes=classes
   )
   return dict(
-      size, source=source, classes=classes, channels=channels, report=report
+      size, source=source, classes=classes, channels=channels, **switches
   )
 
 
@@ -288,8 +290,8 @@ def get_config(arg: str = 'digits') -> ConfigDict:
     return _released(name)
   size = SIZES[name]
   size = dict(
-      classes=10, channels=1, report=True, lr=2e-3, scale_dropout=0.0,
-      cfg=0.25, top_p=1.0,
+      classes=10, channels=1, report=True, discriminator=False, lr=2e-3,
+      scale_dropout=0.0, cfg=0.25, top_p=1.0,
       perceptual_batch=size['student_batch'] // 4,
   ) | size
   if fields or size['source'] is None:
@@ -306,6 +308,34 @@ def get_config(arg: str = 'digits') -> ConfigDict:
       gamma_init=1e-3, heads=size['heads'], patch_nums=size['patch_nums'],
       vocab_size=size['vocab_size'], code_dim=size['z_channels'],
   )
+  steps = size['steps']
+  vqvae = dict(
+      name='vqvae', scale_dropout=size['scale_dropout'], revive_below=0.2,
+      revive_until=2 * steps['tokenizer'] // 3,
+  )
+  tokenizer = dict(tokenizer=dict(
+      model=dict(
+          name='vqvae', image_size=size['image_size'],
+          image_channels=size['channels'], ch=size['ch'],
+          ch_mult=size['ch_mult'], res_blocks=1, attention=False,
+          z_channels=size['z_channels'], vocab_size=size['vocab_size'],
+          patch_nums=size['patch_nums'],
+      ),
+      optimizer=dict(lr=2e-3, weight_decay=0.0),
+      ema=0.99,
+  ))
+  vae = 'stage:tokenizer'
+  if size['discriminator']:
+    vae += '/tokenizer'  # one of two networks of that stage
+    vqvae['adversarial_from'] = steps['tokenizer'] // 3
+    tokenizer['discriminator'] = dict(
+        model=dict(
+            name='patchgan', image_size=size['image_size'],
+            image_channels=size['channels'], ch=size['ch'],
+            halvings=min(3, size['image_size'].bit_length() - 3),
+        ),
+        optimizer=dict(lr=1e-3, b1=0.5, weight_decay=0.0),
+    )
   config.stages = dict(
       judge=dict(
           kind='train',
@@ -319,30 +349,15 @@ def get_config(arg: str = 'digits') -> ConfigDict:
               ),
               optimizer=dict(lr=2e-3, weight_decay=0.05),
           )),
-          data=train, heldout=heldout, eval_every=size['steps']['judge'],
-          steps=size['steps']['judge'], **common,
+          data=train, heldout=heldout, eval_every=steps['judge'],
+          steps=steps['judge'], **common,
       ),
       tokenizer=dict(
           kind='train',
-          method=dict(
-              name='vqvae', scale_dropout=size['scale_dropout'],
-              revive_below=0.2,
-              revive_until=2 * size['steps']['tokenizer'] // 3,
-          ),
-          roles=dict(tokenizer=dict(
-              model=dict(
-                  name='vqvae', image_size=size['image_size'],
-                  image_channels=size['channels'], ch=size['ch'],
-                  ch_mult=size['ch_mult'], res_blocks=1, attention=False,
-                  z_channels=size['z_channels'],
-                  vocab_size=size['vocab_size'],
-                  patch_nums=size['patch_nums'],
-              ),
-              optimizer=dict(lr=2e-3, weight_decay=0.0),
-              ema=0.99,
-          )),
+          method=vqvae,
+          roles=tokenizer,
           data=train, heldout=heldout, eval_every=200,
-          steps=size['steps']['tokenizer'], **common,
+          steps=steps['tokenizer'], **common,
       ),
       teacher=dict(
           kind='train',
@@ -352,13 +367,13 @@ def get_config(arg: str = 'digits') -> ConfigDict:
               optimizer=dict(lr=size['lr'], weight_decay=0.05, clip=2.0),
               ema=0.99,
           )),
-          frozen=dict(vae='stage:tokenizer'),
+          frozen=dict(vae=vae),
           data=train, heldout=heldout, eval_every=200,
-          steps=size['steps']['teacher'], **common,
+          steps=steps['teacher'], **common,
       ),
       trajectories=dict(
           kind='generate',
-          teacher='stage:teacher', vae='stage:tokenizer',
+          teacher='stage:teacher', vae=vae,
           pairs=size['pairs'], shard_size=size['shard'],
           batch_size=256 if size['pairs'] > 256 else size['shard'],
           cfg=size['cfg'], top_k=0, top_p=size['top_p'],
@@ -382,10 +397,10 @@ def get_config(arg: str = 'digits') -> ConfigDict:
               ),
               ema=0.999,
           )),
-          frozen=dict(vae='stage:tokenizer'),
+          frozen=dict(vae=vae),
           data=dict(source='pairs', path='stage:trajectories'),
           batch_size=size['student_batch'], save_every=save_every,
-          steps=size['steps']['student'],
+          steps=steps['student'],
       ),
   )
   if not size['report']:
@@ -393,7 +408,7 @@ def get_config(arg: str = 'digits') -> ConfigDict:
     return config
   config.stages.evaluate = dict(
       kind='evaluate',
-      teacher='stage:teacher', student='stage:student', vae='stage:tokenizer',
+      teacher='stage:teacher', student='stage:student', vae=vae,
       judge='stage:judge', pairs='stage:trajectories',
       reference=size['source'],
       students={

@@ -79,6 +79,7 @@ TABLES: dict[str, dict[str, str]] = {
         'edm_unet': 'dd_jax.models.edm_unet.model:build',
         'discriminator': 'dd_jax.models.discriminator.model:build',
         'critic': 'dd_jax.build:build_critic',
+        'patchgan': 'dd_jax.models.patchgan.model:build',
         'mlp': 'dd_jax.models.mlp.model:build',
         'mixture': 'dd_jax.models.mlp.exact:build',
         'judge': 'dd_jax.models.judge.model:build',

@@ -70,6 +70,7 @@ def trained(config, networks):
 ])
 def test_every_stage_can_be_made(file, arg):
   own = ',path=images,classes=5' if arg.startswith('own_') else ''
+  own += ',discriminator=True' if arg == 'own_64' else ''
   config = json.loads(json.dumps(FILES[file](arg + own).to_dict()))
   mesh = sharding.make_mesh(config['mesh'])
   networks = {}  # of the stages so far

@@ -25,7 +25,7 @@ from PIL import Image
 import pytest
 
 from dd_jax import build, checkpoint, method, metrics, stages
-from tests.command import environment_of
+from tests.command import COMPILE_FAST, environment_of
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGE = (ROOT / 'docs/bring_your_data.md').read_text()
@@ -63,11 +63,19 @@ def run_page(cache, tmp_path, monkeypatch, change):
 def test_a_folder_of_images_ends_in_a_student(
     cache, tmp_path, monkeypatch
 ):
-  short = lambda line: line.replace('channels=1', 'channels=1,report=False')  # noqa: E731
-  workdir = run_page(cache, tmp_path, monkeypatch, short)
+  def change(line):
+    return line.replace(
+        'channels=1', 'channels=1,report=False,discriminator=True'
+    )
+
+  workdir = run_page(cache, tmp_path, monkeypatch, change)
   assert sorted(p.name for p in workdir.iterdir()) == [
       'student', 'teacher', 'tokenizer', 'trajectories'
   ]
+  lines = (workdir / 'tokenizer/metrics.jsonl').read_text().splitlines()
+  seen = {name for line in lines for name in json.loads(line)}
+  assert {'discriminator/loss', 'heldout/discriminator/loss',
+          'tokenizer/adversarial_weight'} <= seen
 
 
 @pytest.mark.slow
@@ -88,7 +96,7 @@ def test_arguments_on_the_page_give_configs_that_fit():
   args |= {f'{a},path=x,classes=2' for a in re.findall(r'^\| `(own_\d+)`', PAGE,
                                                        re.M)}
   assert len(args) == 8
-  args.add('own_16,path=x,classes=1,report=False')
+  args.add('own_16,path=x,classes=1,report=False,discriminator=True')
   for arg in args:
     config = config_of(arg)
     stages.parse(config)
@@ -110,6 +118,7 @@ def test_arguments_on_the_page_give_configs_that_fit():
         ('own_32,path=x,classes=2,channels=a', 'own images need classes='),
         ('own_32,flowers', "'flowers' must be name=value"),
         ('own_32,path=x,classes=2,report=0', 'report=0: expected True or Fal'),
+        ('own_64,path=x,classes=2,discriminator=1', 'discriminator=1: expect'),
         ('own_32,path=', "'path=' must be name=value"),
         ('own_31,path=x', "expected one of .*'own_32'"),
     ],
@@ -313,7 +322,7 @@ def test_seconds_of_the_page_add_up(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize('name', ['metrics', 'resume', 'shard_your_model'])
 def test_commands_for_any_machine(name, tmp_path, monkeypatch, capsys):
   run_commands(
-      name, tmp_path, ELSEWHERE, XLA_FLAGS='--xla_backend_optimization_level=0'
+      name, tmp_path, ELSEWHERE, XLA_FLAGS=COMPILE_FAST
   )
   runs = tmp_path / 'runs'
   if name == 'resume':

@@ -51,6 +51,9 @@ MODELS = {
         ch_mult=[1], res_blocks=1, attention=[], head_dim=4,
     ),
     'discriminator': dict(name='discriminator', size=8, channels=8),
+    'patchgan': dict(
+        name='patchgan', image_size=8, image_channels=1, ch=8, halvings=1
+    ),
     'mixture': dict(name='mixture', means=[[0.5, -1.0], [0.0, 1.0]], std=0.3),
     'lpips': dict(name='lpips', slim=32),
     't5': dict(
@@ -71,7 +74,10 @@ METHODS = {
     'vqvae': (
         'tokenizer', 'vae', {}, {'revive_every': 1, 'scale_dropout': 0.5},
     ),
-    'vqvae of llamagen': ('tokenizer', 'vq', {}, {'revive_every': 1}),
+    'vqvae of llamagen': (
+        {'tokenizer': 'vq', 'discriminator': 'patchgan'}, None, {},
+        {'revive_every': 1, 'adversarial_from': 1},
+    ),
     'llamagen': ('teacher', 'gpt', {'vae': 'vq'}, {}),
     'distilled_decoding of llamagen': (
         'student', 'gpt_student', {'vae': 'vq'}, {'t_set': [0, 6], 'split': 5},
@@ -180,6 +186,7 @@ def forward_inputs(name):
       'gpt': (batch['label'], batch['indices'][:, :15]),
       'gpt_student': (x[:, :16], batch['label'], np.full(B, 3, np.int32)),
       'judge': (batch['image'],),
+      'patchgan': (batch['image'],),
       **dict.fromkeys(
           ('denoiser', 'critic', 'unet'),
           (batch['image'], sigma, batch['label']),

@@ -10,9 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from dd_jax.method import Inputs, Method, Output, Update
 from dd_jax.methods import losses
+
+_LEAST = 1e-8  # of a gradient's length, where another is measured by it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +26,11 @@ class Config:
     reconstruction: 'l1' or 'l2' distance of pixels.
     commitment: weight of the quantizer's loss.
     perceptual: weight of the frozen network 'perceptual', if there is one.
+    adversarial: what the role 'discriminator', if there is one, says against
+      reconstructions: the size of its gradient at them, as a share of that of
+      the distances.
+    adversarial_from: step from which on there is such a loss, and the
+      discriminator is trained: what it says of blurred images is of no use.
     usage_decay: decay of the moving frequency of each code, which is the mean
       of its frequencies in each scale: the few tokens of the coarse scales
       count as much as the many of the fine ones.
@@ -40,6 +48,8 @@ class Config:
   reconstruction: str = 'l2'
   commitment: float = 1.0
   perceptual: float = 0.0
+  adversarial: float = 0.5
+  adversarial_from: int = 0
   usage_decay: float = 0.98
   revive_every: int = 20
   revive_below: float = 0.05
@@ -48,10 +58,15 @@ class Config:
 
 
 class TrainVQVAE(Method):
-  """Role 'tokenizer': pixels + commitment (+ perceptual) loss.
+  """Role 'tokenizer': pixels, commitment (and perceptual) loss.
 
-  Source: VAR, models/quant.py; arXiv 2404.02905, section 3.2. The release
-  also trains against a discriminator, which is not part of this method.
+  With a role 'discriminator' the tokenizer is charged for what that tells from
+  images, too, and the discriminator learns from the same reconstructions.
+
+  Source: VAR, models/quant.py; arXiv 2404.02905, section 3.2; LlamaGen,
+  tokenizer/tokenizer_image/vq_loss.py. Of its choices ours are hinge losses and
+  the balance of gradients, which is after arXiv 2012.09841, section 3.1, but
+  taken at the images instead of the decoder's last layer.
   """
 
   Config = Config
@@ -71,6 +86,19 @@ class TrainVQVAE(Method):
           f'scale_dropout={share}: this {family} has no scales to leave out; '
           'set it to 0'
       )
+    if 'discriminator' in self.roles:
+      shapes = [
+          (c.image_size, c.image_channels) for c in (
+              self.roles[name].model.config
+              for name in ('tokenizer', 'discriminator')
+          )
+      ]
+      if shapes[0] != shapes[1]:
+        raise ValueError(
+            f'the discriminator looks at images of (image_size, '
+            f'image_channels)={shapes[1]}, those of the tokenizer are '
+            f'{shapes[0]}'
+        )
 
   @property
   def _scales(self) -> int:
@@ -78,35 +106,96 @@ class TrainVQVAE(Method):
     return len(getattr(config, 'patch_nums', (1,)))
 
   def updates(self, step: int) -> tuple[Update, ...]:
-    return (Update('tokenizer', 'tokenizer', self.loss),)
+    adversarial = step >= self.config.adversarial_from and (
+        'discriminator' in self.roles
+    )
+    tokenizer = Update(
+        'tokenizer', 'tokenizer', self.loss, (('adversarial', adversarial),)
+    )
+    if not adversarial:
+      return (tokenizer,)
+    return tokenizer, Update(
+        'discriminator', 'discriminator', self.discriminator_loss
+    )
 
   def init_aux(self) -> dict[str, jax.Array]:
     vocab = self.roles['tokenizer'].model.config.vocab_size
     return {'usage': jnp.full((vocab,), 1.0 / vocab)}
 
-  def loss(self, params: Any, inputs: Inputs) -> Output:
-    config = self.config
-    image = inputs.batch['image']
+  def prepare(self, inputs: Inputs) -> Mapping[str, Any]:
+    if 'discriminator' not in self.roles:
+      return {}
+    # What the tokenizer is charged for, not what its update makes of it.
+    out = self._forward(inputs.params['tokenizer'], inputs)
+    return {'reconstruction': out['reconstruction']}
+
+  def _forward(self, params: Any, inputs: Inputs) -> Mapping[str, Any]:
     scales = ()
-    if config.scale_dropout and inputs.training:
+    if self.config.scale_dropout and inputs.training:
       scales = (jax.vmap(self._draw_scales)(inputs.keys),)
-    out = self.roles['tokenizer'].model.fns['forward'](params, image, *scales)
-    pixels = losses.pixel_distance(
-        out['reconstruction'], image, config.reconstruction
-    ).mean()
-    loss = pixels + config.commitment * out['commitment']
-    metrics = {'pixels': pixels, 'commitment': out['commitment']}
-    if 'perceptual' in self.frozen:
-      distance = self.frozen['perceptual'].fns['distance'](
-          inputs.frozen['perceptual'], out['reconstruction'], image
-      ).mean()
-      loss += config.perceptual * distance
-      metrics['perceptual'] = distance
+    return self.roles['tokenizer'].model.fns['forward'](
+        params, inputs.batch['image'], *scales
+    )
+
+  def loss(
+      self, params: Any, inputs: Inputs, adversarial: bool = False
+  ) -> Output:
+    """What reconstructions and quantization cost the tokenizer."""
+    config = self.config
+    out = self._forward(params, inputs)
+    made = out['reconstruction']
+    distance, metrics = self._distance(made, inputs)
+    loss = distance + config.commitment * out['commitment']
+    metrics['commitment'] = out['commitment']
+    if adversarial:
+      fixed = jax.lax.stop_gradient(made)
+      doubt, push = jax.value_and_grad(self._doubt)(fixed, inputs)
+      pull, _ = jax.grad(self._distance, has_aux=True)(fixed, inputs)
+      weight = config.adversarial * optax.tree.norm(pull) / jnp.maximum(
+          optax.tree.norm(push), _LEAST
+      )
+      # The number of that loss, with its gradient at the reconstructions.
+      loss += weight * (doubt + (push * (made - fixed)).sum())
+      metrics |= {'adversarial': doubt, 'adversarial_weight': weight}
     usage = inputs.aux['usage']
     metrics['codes_in_use'] = jnp.mean(
         usage * usage.size > config.revive_below
     )
     return Output(loss, metrics, {k: out[k] for k in ('counts', 'targets')})
+
+  def _distance(
+      self, made: jax.Array, inputs: Inputs
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Distance of reconstructions from their images, and its parts."""
+    config, image = self.config, inputs.batch['image']
+    pixels = losses.pixel_distance(made, image, config.reconstruction).mean()
+    if 'perceptual' not in self.frozen:
+      return pixels, {'pixels': pixels}
+    distance = self.frozen['perceptual'].fns['distance'](
+        inputs.frozen['perceptual'], made, image
+    ).mean()
+    return pixels + config.perceptual * distance, {
+        'pixels': pixels, 'perceptual': distance,
+    }
+
+  def _doubt(self, made: jax.Array, inputs: Inputs) -> jax.Array:
+    """How little the discriminator takes reconstructions to be images."""
+    return -self._judge(inputs.params['discriminator'], made).mean()
+
+  def discriminator_loss(self, params: Any, inputs: Inputs) -> Output:
+    """How badly images are told from their reconstructions: hinge loss."""
+    of_real = self._judge(params, inputs.batch['image'])
+    of_made = self._judge(params, inputs.shared['reconstruction'])
+    loss = 0.5 * (
+        jax.nn.relu(1.0 - of_real).mean() + jax.nn.relu(1.0 + of_made).mean()
+    )
+    return Output(loss, {
+        'accuracy_real': (of_real > 0).mean(dtype=jnp.float32),
+        'accuracy_made': (of_made < 0).mean(dtype=jnp.float32),
+    })
+
+  def _judge(self, params: Any, image: jax.Array) -> jax.Array:
+    return self.roles['discriminator'].model.apply(params, image)
 
   def _draw_scales(self, key: jax.Array) -> jax.Array:
     """How many scales one image is decoded from."""
@@ -156,3 +245,12 @@ class TrainVQVAE(Method):
             'tokenizer': params | {'embedding': embedding}
         },
     )
+
+  def flops(self, updates: tuple[Update, ...], batch_size: int) -> int:
+    total = super().flops(updates, batch_size)
+    if len(updates) == 1:
+      return total
+    # The discriminator has been counted for one of its two images, and not at
+    # all for the way through it to the tokenizer's reconstruction and back.
+    judged = self.roles['discriminator'].model.flops()
+    return total + batch_size * (3 + 2) * judged

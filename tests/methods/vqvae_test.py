@@ -33,13 +33,22 @@ LLAMAGEN = dict(
 )
 
 
-def method(model=VQVAE, frozen=None, **fields):
-  tokenizer = build.build_model(model)
-  role = Role(
-      tokenizer, optax.with_extra_args_support(optax.set_to_zero()),
-      lambda key, _: tokenizer.init(key),
-  )
-  return TrainVQVAE(Config(**fields), {'tokenizer': role}, frozen or {})
+PATCHGAN = dict(
+    name='patchgan', image_size=8, image_channels=1, ch=4, halvings=1
+)
+OF_8 = dict(VQVAE, image_size=8, ch_mult=[1, 1])
+
+
+def method(model=VQVAE, frozen=None, others=None, tx=None, **fields):
+  nets = {'tokenizer': build.build_model(model)} | {
+      name: build.build_model(config) for name, config in (others or {}).items()
+  }
+  tx = tx or optax.with_extra_args_support(optax.set_to_zero())
+  roles = {
+      name: Role(net, tx, lambda key, _, net=net: net.init(key))
+      for name, net in nets.items()
+  }
+  return TrainVQVAE(Config(**fields), roles, frozen or {})
 
 
 def by_scales(model, params, codes):
@@ -210,14 +219,128 @@ def test_the_loss_is_what_its_definition_says(model, norm):
     np.testing.assert_allclose(found, target, atol=1e-4)
 
 
-def make_state(made, params, usage, step):
-  tx = made.roles['tokenizer'].tx
+def make_state(made, params, usage, step, **others):
+  params = {'tokenizer': params} | others
   return TrainState(
-      step=jnp.int32(step), params={'tokenizer': params},
-      opt={'tokenizer': tx.init(params)}, ema={},
-      updates={'tokenizer': jnp.int32(step)}, aux={'usage': usage},
-      key=jax.random.key_data(jax.random.key(5)),
+      step=jnp.int32(step), params=params,
+      opt={name: made.roles[name].tx.init(p) for name, p in params.items()},
+      ema={}, updates=dict.fromkeys(params, jnp.int32(step)),
+      aux={'usage': usage}, key=jax.random.key_data(jax.random.key(5)),
   )
+
+
+@functools.cache
+def contest(step):
+  """One step of descent against a discriminator that waits for step 3.
+
+  Returns the method, parameters before and after, losses, and the image.
+  """
+  descent = optax.with_extra_args_support(optax.sgd(0.1))
+  made = method(
+      OF_8, others={'discriminator': PATCHGAN}, tx=descent, adversarial=0.3,
+      adversarial_from=3, scale_dropout=0.5, revive_every=0,
+  )
+  before = {
+      name: released_files.random(role.model, seed)
+      for seed, (name, role) in enumerate(made.roles.items())
+  }
+  image = np.random.default_rng(1).uniform(-1, 1, (6, 8, 8, 1))
+  image = image.astype(np.float32)
+  batch = {'image': image, 'index': np.arange(6)}
+  usage = np.full(16, 1 / 16, np.float32)
+  state = make_state(made, before['tokenizer'], usage, step,
+                     discriminator=before['discriminator'])
+  after, metrics = jax.device_get(jax.jit(
+      lambda state, batch: train_step(
+          made, made.updates(step), 1, True, state, {}, batch
+      )
+  )(state, batch))
+  metrics = {name: float(m.compute()) for name, m in metrics.items()}
+  return made, before, after.params, metrics, batch, state
+
+
+def reconstruct(made, params, batch, state):
+  """What the tokenizer makes of the batch, with the scales of this step."""
+  key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch['index'])
+  inputs = SimpleNamespace(batch=batch, keys=keys, training=True)
+  return made._forward(params['tokenizer'], inputs)
+
+
+def test_a_discriminator_judges_what_the_tokenizer_is_charged_for():
+  made, before, after, metrics, batch, state = contest(3)
+  judge = made.roles['discriminator'].model.apply
+
+  def balance(discriminator, image):
+    """What makes both gradients at the images equally long."""
+    image = jax.lax.stop_gradient(image)
+    pull, push = (jax.grad(cost)(image) for cost in (
+        lambda x: jnp.square(x - batch['image']).mean(),
+        lambda x: judge(discriminator, x).mean(),
+    ))
+    return jnp.sqrt(jnp.square(pull).sum() / jnp.square(push).sum())
+
+  def costs(tokenizer, discriminator):
+    out = reconstruct(made, {'tokenizer': tokenizer}, batch, state)
+    of_real = judge(discriminator, batch['image'])
+    of_made = judge(discriminator, out['reconstruction'])
+    pixels = jnp.square(out['reconstruction'] - batch['image']).mean()
+    weight = 0.3 * balance(discriminator, out['reconstruction'])
+    return (
+        pixels + out['commitment'] - weight * of_made.mean(),
+        0.5 * jnp.maximum(1 - of_real, 0).mean()
+        + 0.5 * jnp.maximum(1 + of_made, 0).mean(),
+        of_real, of_made,
+    )
+
+  nets = before['tokenizer'], before['discriminator']
+  ours, theirs, of_real, of_made = jax.jit(costs)(*nets)
+  np.testing.assert_allclose(metrics['tokenizer/loss'], ours, rtol=1e-4)
+  np.testing.assert_allclose(metrics['discriminator/loss'], theirs, rtol=1e-4)
+  np.testing.assert_allclose(
+      metrics['tokenizer/adversarial'], -of_made.mean(), rtol=1e-4, atol=1e-5
+  )
+  for name, right in ('real', of_real > 0), ('made', of_made < 0):
+    assert metrics[f'discriminator/accuracy_{name}'] == pytest.approx(
+        np.mean(right)
+    )
+  # Each moves by its own loss, and both from where this step began.
+  for i, name in enumerate(('tokenizer', 'discriminator')):
+    slope = jax.jit(jax.grad(lambda *p, i=i: costs(*p)[i], argnums=i))(*nets)
+    want = jax.tree.map(lambda p, g: p - 0.1 * g, before[name], slope)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-5),
+        after[name], want,
+    )
+
+
+def test_a_discriminator_waits_for_its_time():
+  made, before, after, metrics, *_ = contest(2)
+  assert [u.name for u in made.updates(2)] == ['tokenizer']
+  assert [u.name for u in made.updates(3)] == ['tokenizer', 'discriminator']
+  assert 'tokenizer/adversarial' not in metrics
+  jax.tree.map(
+      np.testing.assert_array_equal, after['discriminator'],
+      before['discriminator'],
+  )
+  kernels = (
+      params['tokenizer']['encoder']['conv_in']['kernel']
+      for params in (before, after)
+  )
+  assert np.not_equal(*kernels).any()
+
+
+def test_a_discriminator_of_other_images():
+  with pytest.raises(ValueError, match=r'\(16, 1\), those of the tokenizer'):
+    method(OF_8, others={'discriminator': dict(PATCHGAN, image_size=16)})
+
+
+def test_work_of_a_discriminator_is_counted():
+  made = method(OF_8, others={'discriminator': PATCHGAN}, adversarial_from=1)
+  alone, both = (made.flops(made.updates(step), 4) for step in (0, 1))
+  judged = made.roles['discriminator'].model.flops()
+  # Forward and back of two images, and through to the reconstruction.
+  assert judged and both - alone == 4 * (2 * 3 + 2) * judged
 
 
 @pytest.mark.parametrize('model, micro_batches', [(VQVAE, 2), (LLAMAGEN, 1)])
