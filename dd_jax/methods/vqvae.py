@@ -106,16 +106,14 @@ class TrainVQVAE(Method):
     return len(getattr(config, 'patch_nums', (1,)))
 
   def updates(self, step: int) -> tuple[Update, ...]:
-    adversarial = step >= self.config.adversarial_from and (
-        'discriminator' in self.roles
-    )
-    tokenizer = Update(
-        'tokenizer', 'tokenizer', self.loss, (('adversarial', adversarial),)
-    )
-    if not adversarial:
-      return (tokenizer,)
-    return tokenizer, Update(
-        'discriminator', 'discriminator', self.discriminator_loss
+    waits = step < self.config.adversarial_from
+    if waits or 'discriminator' not in self.roles:
+      return (Update('tokenizer', 'tokenizer', self.loss),)
+    return (
+        Update(
+            'tokenizer', 'tokenizer', self.loss, (('adversarial', True),)
+        ),
+        Update('discriminator', 'discriminator', self.discriminator_loss),
     )
 
   def init_aux(self) -> dict[str, jax.Array]:
