@@ -14,8 +14,9 @@ import subprocess
 import sys
 
 # Programs here run once or twice: compiling them is what takes time. Without
-# one kernel emitter and one thread pool it takes a third less; a compiler ends
-# the process over a flag that it does not know, so later ones get the first.
+# emitters of fused kernels and without parallel code generation it takes a
+# third less. XLA ends the process over a flag that it does not know, so that
+# versions which nobody has tried get the first flag alone.
 COMPILE_FAST = '--xla_backend_optimization_level=0'
 if tuple(map(int, metadata.version('jaxlib').split('.')[:2])) < (0, 13):
   COMPILE_FAST += (
