@@ -47,11 +47,12 @@ SIZES = {
     ),
     'mnist5k': dict(
         source=dict(source='mnist5k', size=16), image_size=16, ch=16,
-        ch_mult=(1, 2), z_channels=32, code_dim=8, vocab_size=128,
-        latent_size=8, width=96, heads=4, depth=4, t_set=(0, 20), split=20,
-        involved=(8, 32), skips=(16, 32), pairs=32768, shard=4096, batch=64,
-        student_batch=32, samples=5000,
-        steps=dict(judge=2500, tokenizer=1500, teacher=1600, student=8000),
+        ch_mult=(1, 2, 4), z_channels=32, code_dim=8, vocab_size=128,
+        latent_size=4, width=96, heads=4, depth=8, dropout=0.1, lr=1e-3,
+        cfg=1.0, top_p=0.9, t_set=(0, 0, 0, 5), split=5, involved=(2, 8),
+        skips=(4, 8), pairs=262144, shard=4096, batch=64, student_batch=32,
+        samples=5000,
+        steps=dict(judge=2500, tokenizer=1500, teacher=6000, student=24000),
     ),
 }
 # Captions of the digits, and an encoder whose weights its seed fixes.

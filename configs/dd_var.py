@@ -16,10 +16,10 @@ Arguments after the colon:
                 own_32,path=flowers,classes=5      a sub-folder for each class
                 own_32,path=a.jsonl,source=jsonl,classes=5,channels=1
                 own_32,source=tfds,name=cifar10,classes=10
-              report=False leaves the judge and the report out, as own_64
-              does, and discriminator=True trains the tokenizer against one.
-              All fields but these, `source`, `classes` and `channels` go to
-              the source (`dd_jax/data/`), and `tiny` takes them too.
+              All fields but `source`, `classes` and `channels` go to the
+              source (`dd_jax/data/`), and `tiny` takes them too.
+After any of these, report=False leaves the judge and the report out, as own_64
+does, and discriminator=True trains the tokenizer against one.
   d16, d20, d24
               VAR of ImageNet at 256x256 from released files, distilled into
               one and two steps: files -> pairs -> student -> FID.
@@ -30,7 +30,7 @@ Released files are looked for in config.weights; docs/released_weights.md says
 which, and so does a run that misses them.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 # The teacher's tokens of a scale are independent, given those before: three
 # tokens of the whole image leave less to chance, if they say anything. For that
@@ -66,7 +66,7 @@ SIZES = {
     'mnist5k': dict(
         LONG, source=dict(source='mnist5k', size=16), image_size=16, ch=16,
         ch_mult=(1, 2, 4), shard=4096, batch=64, samples=5000,
-        steps=dict(judge=2500, tokenizer=1500, teacher=3000, student=14000),
+        steps=dict(judge=2500, tokenizer=1500, teacher=3000, student=36000),
     ),
     'mnist5k_32': dict(
         source=dict(source='mnist5k', size=32), image_size=32, ch=64,
@@ -117,18 +117,27 @@ TEACHERS = {
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 
 
-def _own(size: dict, fields: list[str], arg: str) -> dict:
-  """A size with its source replaced by what `fields` ('name=value') say."""
-  own = dict(
-      source='folder', channels='3', report=size['report'], discriminator=False
-  )
+def _changed(size: dict, fields: list[str], arg: str) -> dict:
+  """A size as `fields` ('name=value') want it: switches, and its source."""
+  own, switches = {}, {}
   for field in fields:
     name, equals, value = field.partition('=')
     if not equals or not value:
       raise ValueError(
           f'configs/dd_var.py:{arg}: {field!r} must be name=value'
       )
-    own[name] = {'true': True, 'false': False}.get(value.lower(), value)
+    value = {'true': True, 'false': False}.get(value.lower(), value)
+    if name not in ('report', 'discriminator'):
+      own[name] = value
+    elif isinstance(value, bool):
+      switches[name] = value
+    else:
+      raise ValueError(
+          f'configs/dd_var.py:{arg}: {name}={value}: expected True or False'
+      )
+  if not own and size['source'] is not None:
+    return size | switches
+  own = dict(source='folder', channels='3') | own
   numbers = own.pop('classes', ''), own['channels']
   if not all(str(n).isdecimal() for n in numbers):
     raise ValueError(
@@ -136,12 +145,6 @@ def _own(size: dict, fields: list[str], arg: str) -> dict:
         'channels=1 where they are gray'
     )
   classes, channels = map(int, numbers)
-  switches = {name: own.pop(name) for name in ('report', 'discriminator')}
-  for name, value in switches.items():
-    if not isinstance(value, bool):
-      raise ValueError(
-          f'configs/dd_var.py:{arg}: {name}={value}: expected True or False'
-      )
   source = dict(
       own, size=size['image_size'], channels=channels, num_classes=classes
   )
@@ -294,8 +297,7 @@ def get_config(arg: str = 'digits') -> ConfigDict:
       scale_dropout=0.0, cfg=0.25, top_p=1.0,
       perceptual_batch=size['student_batch'] // 4,
   ) | size
-  if fields or size['source'] is None:
-    size = _own(size, fields, arg)
+  size = _changed(size, fields, arg)
   config = _base(name)
 
   train = dict(size['source'], split='train')
@@ -308,10 +310,12 @@ def get_config(arg: str = 'digits') -> ConfigDict:
       gamma_init=1e-3, heads=size['heads'], patch_nums=size['patch_nums'],
       vocab_size=size['vocab_size'], code_dim=size['z_channels'],
   )
-  steps = size['steps']
+  steps = dict(size['steps'])
+  # What depends on it follows when it is overridden.
+  steps['tokenizer'] = FieldReference(steps['tokenizer'])
   vqvae = dict(
       name='vqvae', scale_dropout=size['scale_dropout'], revive_below=0.2,
-      revive_until=2 * steps['tokenizer'] // 3,
+      revive_until=steps['tokenizer'] * 2 // 3,
   )
   tokenizer = dict(tokenizer=dict(
       model=dict(
@@ -332,9 +336,13 @@ def get_config(arg: str = 'digits') -> ConfigDict:
         model=dict(
             name='patchgan', image_size=size['image_size'],
             image_channels=size['channels'], ch=size['ch'],
-            halvings=min(3, size['image_size'].bit_length() - 3),
+            # A patch has 16 pixels a side up to images of 32, 34 at 64.
+            halvings=max(1, size['image_size'].bit_length() - 5),
         ),
-        optimizer=dict(lr=1e-3, b1=0.5, weight_decay=0.0),
+        optimizer=dict(
+            lr=1e-3, b1=0.5, weight_decay=0.0,
+            total=steps['tokenizer'] - vqvae['adversarial_from'],
+        ),
     )
   config.stages = dict(
       judge=dict(

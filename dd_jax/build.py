@@ -313,6 +313,9 @@ def build_method(
 
   Returns:
     The method, per role the tree its `init` takes, and frozen parameters.
+
+  Raises:
+    ValueError: networks that do not go together, or a role that no step moves.
   """
   models, params = load_frozen(frozen, resolve, mesh, rules)
   built, sources = {}, {}
@@ -321,4 +324,15 @@ def build_method(
         name, entry, steps, resolve, models, params
     )
   cls, config = _method(method)
-  return cls(config, built, models), sources, params
+  made = cls(config, built, models)
+  idle = set(built)
+  for step in range(steps):
+    idle -= {update.role for update in made.updates(step)}
+    if not idle:
+      break
+  if steps and idle:
+    raise ValueError(
+        f'none of {steps} steps trains {sorted(idle)}: train for longer, or '
+        'start it earlier'
+    )
+  return made, sources, params

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from dd_jax import build, checkpoint, console, flops, hooks, metrics, sharding
 from dd_jax import config as config_lib
 from dd_jax.data import pipeline
-from dd_jax.method import Method
+from dd_jax.method import Method, Update
 from dd_jax.model import Params
 from dd_jax.stages import Context
 from dd_jax.state import TrainState, init_state
@@ -216,6 +216,11 @@ def train(
   )
   history, flops_done = [], 0
 
+  @functools.cache  # some networks are traced to be counted
+  def work(updates: tuple[Update, ...]) -> int:
+    examples = config.batch_size // config.micro_batches
+    return config.micro_batches * method.flops(updates, examples)
+
   def report(step: int) -> str:
     """Writes what has been gathered since the last report."""
     nonlocal flops_done
@@ -282,9 +287,7 @@ def train(
         if step % config.log_every == 0:
           note = report(step)
         history.append(outputs)
-        flops_done += config.micro_batches * method.flops(
-            updates, config.batch_size // config.micro_batches
-        )
+        flops_done += work(updates)
         bar.update(step + 1, note)
       report(config.steps)
     if heldout and config.eval_every and start < config.steps:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 
@@ -13,6 +14,7 @@ import pytest
 
 from dd_jax import build, checkpoint, registry, sharding, train
 from dd_jax.data import pairs
+from dd_jax.method import Method, Update
 from tests import released_files
 
 MLP = dict(name='mlp', width=8, blocks=2)
@@ -20,15 +22,30 @@ CRITIC = dict(name='critic', denoiser=MLP)
 HEADLESS = dict(CRITIC, head=False)
 
 
+@dataclasses.dataclass(frozen=True)
+class Config:
+  first: int = 0
+
+
+class Late(Method):
+  """Trains the first role always, the others from one step on."""
+
+  Config = Config
+
+  def updates(self, step):
+    names = [*self.roles] if step >= self.config.first else [*self.roles][:1]
+    return tuple(Update(name, name, None) for name in names)
+
+
 @pytest.fixture
 def make(monkeypatch):
   """Fresh parameters of roles, of a method that takes any."""
-  monkeypatch.setitem(registry.TABLES['methods'], 'toy', 'toy_method:Toy')
+  monkeypatch.setitem(registry.TABLES['methods'], 'late', 'build_test:Late')
   mesh = sharding.make_mesh(dict(data=1), jax.devices()[:1])
 
-  def fresh_params(roles, resolve):
+  def fresh_params(roles, resolve, **fields):
     method, sources, _ = build.build_method(
-        dict(name='toy'),
+        dict(name='late', **fields),
         {name: dict(role, optimizer={}) for name, role in roles.items()},
         {}, 10, resolve, mesh, 'dp',
     )
@@ -73,6 +90,13 @@ def test_roles_start_from_exports(make, tmp_path):
 def test_a_role_without_a_start_is_refused(make, role, message):
   with pytest.raises(ValueError, match=message):
     make(dict(student=role), lambda _: build.build_model(CRITIC))
+
+
+def test_a_role_that_no_step_trains_is_refused(make):
+  roles = dict(early=dict(model=MLP), late=dict(model=MLP))
+  assert make(roles, None, first=9).keys() == roles.keys()
+  with pytest.raises(ValueError, match=r"none of 10 steps trains \['late'\]"):
+    make(roles, None, first=10)
 
 
 def test_pairs_of_another_tokenizer_are_refused(tmp_path):

@@ -52,8 +52,10 @@ def trained(config, networks):
   for name, entry in config.roles.items():
     role = config_lib.make(build.RoleConfig, entry, name)
     assert role.init is None or role.init in networks
-    optimizer = config_lib.make(optim.OptimizerConfig, role.optimizer, name)
-    tx = optim.make_optimizer(optimizer, config.steps)
+    fields = dict(role.optimizer)
+    steps = fields.pop('total', config.steps)
+    optimizer = config_lib.make(optim.OptimizerConfig, fields, name)
+    tx = optim.make_optimizer(optimizer, steps)
     roles[name] = Role(build.build_model(role.model), tx, None, role.ema)
   fields = dict(config.method)
   cls = registry.get('methods', fields.pop('name'))

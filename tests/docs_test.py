@@ -109,6 +109,17 @@ def test_arguments_on_the_page_give_configs_that_fit():
         assert getattr(model.config, 'num_classes', classes) == classes
 
 
+def test_a_tokenizers_schedule_follows_its_steps():
+  get_config = runpy.run_path(str(ROOT / CONFIG))['get_config']
+  config = get_config('mnist5k,discriminator=True')
+  assert config.stages.tokenizer.data.source == 'mnist5k'
+  config.stages.tokenizer.steps = 30
+  stage = config.to_dict()['stages']['tokenizer']
+  assert stage['method']['revive_until'] == 20
+  assert stage['method']['adversarial_from'] == 10
+  assert stage['roles']['discriminator']['optimizer']['total'] == 20
+
+
 @pytest.mark.parametrize(
     'arg, message',
     [

@@ -6,11 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from dd_jax.method import Inputs, Method, Output, Update
 from dd_jax.methods import losses
@@ -27,8 +26,8 @@ class Config:
     commitment: weight of the quantizer's loss.
     perceptual: weight of the frozen network 'perceptual', if there is one.
     adversarial: what the role 'discriminator', if there is one, says against
-      reconstructions: the size of its gradient at them, as a share of that of
-      the distances.
+      reconstructions: the size of its gradient at each of them, as a share of
+      that of the distances.
     adversarial_from: step from which on there is such a loss, and the
       discriminator is trained: what it says of blurred images is of no use.
     usage_decay: decay of the moving frequency of each code, which is the mean
@@ -45,7 +44,7 @@ class Config:
       quantizers of sound in this way.
   """
 
-  reconstruction: str = 'l2'
+  reconstruction: Literal['l1', 'l2'] = 'l2'
   commitment: float = 1.0
   perceptual: float = 0.0
   adversarial: float = 0.5
@@ -55,6 +54,13 @@ class Config:
   revive_below: float = 0.05
   revive_until: int = 1 << 30
   scale_dropout: float = 0.0
+
+  def __post_init__(self) -> None:
+    if not 0.0 <= self.adversarial < float('inf') or self.adversarial_from < 0:
+      raise ValueError(
+          f'adversarial={self.adversarial}, adversarial_from='
+          f'{self.adversarial_from}: expected numbers of at least 0'
+      )
 
 
 class TrainVQVAE(Method):
@@ -66,7 +72,8 @@ class TrainVQVAE(Method):
   Source: VAR, models/quant.py; arXiv 2404.02905, section 3.2; LlamaGen,
   tokenizer/tokenizer_image/vq_loss.py. Of its choices ours are hinge losses and
   the balance of gradients, which is after arXiv 2012.09841, section 3.1, but
-  taken at the images instead of the decoder's last layer.
+  taken at each image instead of the decoder's last layer: no example's share
+  depends on what else is in its batch.
   """
 
   Config = Config
@@ -87,6 +94,11 @@ class TrainVQVAE(Method):
           'set it to 0'
       )
     if 'discriminator' in self.roles:
+      family = self.roles['discriminator'].model.family
+      if family != 'patchgan':
+        raise ValueError(
+            f"the role 'discriminator' is a {family}; it must be a patchgan"
+        )
       shapes = [
           (c.image_size, c.image_channels) for c in (
               self.roles[name].model.config
@@ -147,14 +159,17 @@ class TrainVQVAE(Method):
     metrics['commitment'] = out['commitment']
     if adversarial:
       fixed = jax.lax.stop_gradient(made)
-      doubt, push = jax.value_and_grad(self._doubt)(fixed, inputs)
       pull, _ = jax.grad(self._distance, has_aux=True)(fixed, inputs)
-      weight = config.adversarial * optax.tree.norm(pull) / jnp.maximum(
-          optax.tree.norm(push), _LEAST
+      push, doubts = jax.grad(self._doubt, has_aux=True)(fixed, inputs)
+      weights = config.adversarial * _lengths(pull) / jnp.maximum(
+          _lengths(push), _LEAST
       )
       # The number of that loss, with its gradient at the reconstructions.
-      loss += weight * (doubt + (push * (made - fixed)).sum())
-      metrics |= {'adversarial': doubt, 'adversarial_weight': weight}
+      slopes = (push * (made - fixed)).sum(axis=(1, 2, 3))
+      loss += (weights * doubts).mean() + (weights * slopes).sum()
+      metrics |= {
+          'adversarial': doubts.mean(), 'adversarial_weight': weights.mean()
+      }
     usage = inputs.aux['usage']
     metrics['codes_in_use'] = jnp.mean(
         usage * usage.size > config.revive_below
@@ -176,9 +191,13 @@ class TrainVQVAE(Method):
         'pixels': pixels, 'perceptual': distance,
     }
 
-  def _doubt(self, made: jax.Array, inputs: Inputs) -> jax.Array:
-    """How little the discriminator takes reconstructions to be images."""
-    return -self._judge(inputs.params['discriminator'], made).mean()
+  def _doubt(
+      self, made: jax.Array, inputs: Inputs
+  ) -> tuple[jax.Array, jax.Array]:
+    """How little reconstructions are taken for images: mean, and each."""
+    logits = self._judge(inputs.params['discriminator'], made)
+    doubts = -logits.mean(axis=1)
+    return doubts.mean(), doubts
 
   def discriminator_loss(self, params: Any, inputs: Inputs) -> Output:
     """How badly images are told from their reconstructions: hinge loss."""
@@ -252,3 +271,8 @@ class TrainVQVAE(Method):
     # all for the way through it to the tokenizer's reconstruction and back.
     judged = self.roles['discriminator'].model.flops()
     return total + batch_size * (3 + 2) * judged
+
+
+def _lengths(gradient: jax.Array) -> jax.Array:
+  """Euclidean lengths of images: (B, H, W, C) -> (B,)."""
+  return jnp.sqrt(jnp.square(gradient).sum(axis=(1, 2, 3)))

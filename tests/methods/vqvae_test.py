@@ -230,7 +230,7 @@ def make_state(made, params, usage, step, **others):
 
 
 @functools.cache
-def contest(step):
+def contest(step, micro_batches=1):
   """One step of descent against a discriminator that waits for step 3.
 
   Returns the method, parameters before and after, losses, and the image.
@@ -244,15 +244,16 @@ def contest(step):
       name: released_files.random(role.model, seed)
       for seed, (name, role) in enumerate(made.roles.items())
   }
+  # The later, the fainter: some are harder than others.
   image = np.random.default_rng(1).uniform(-1, 1, (6, 8, 8, 1))
-  image = image.astype(np.float32)
+  image = (image / np.arange(1, 7)[:, None, None, None]).astype(np.float32)
   batch = {'image': image, 'index': np.arange(6)}
   usage = np.full(16, 1 / 16, np.float32)
   state = make_state(made, before['tokenizer'], usage, step,
                      discriminator=before['discriminator'])
   after, metrics = jax.device_get(jax.jit(
       lambda state, batch: train_step(
-          made, made.updates(step), 1, True, state, {}, batch
+          made, made.updates(step), micro_batches, True, state, {}, batch
       )
   )(state, batch))
   metrics = {name: float(m.compute()) for name, m in metrics.items()}
@@ -272,22 +273,24 @@ def test_a_discriminator_judges_what_the_tokenizer_is_charged_for():
   judge = made.roles['discriminator'].model.apply
 
   def balance(discriminator, image):
-    """What makes both gradients at the images equally long."""
+    """What makes both gradients at an image equally long."""
     image = jax.lax.stop_gradient(image)
     pull, push = (jax.grad(cost)(image) for cost in (
         lambda x: jnp.square(x - batch['image']).mean(),
         lambda x: judge(discriminator, x).mean(),
     ))
-    return jnp.sqrt(jnp.square(pull).sum() / jnp.square(push).sum())
+    squares = (jnp.square(x).sum(axis=(1, 2, 3)) for x in (pull, push))
+    return jnp.sqrt(jnp.divide(*squares))
 
   def costs(tokenizer, discriminator):
     out = reconstruct(made, {'tokenizer': tokenizer}, batch, state)
     of_real = judge(discriminator, batch['image'])
     of_made = judge(discriminator, out['reconstruction'])
     pixels = jnp.square(out['reconstruction'] - batch['image']).mean()
-    weight = 0.3 * balance(discriminator, out['reconstruction'])
+    weights = 0.3 * balance(discriminator, out['reconstruction'])
     return (
-        pixels + out['commitment'] - weight * of_made.mean(),
+        pixels + out['commitment']
+        - (weights * of_made.mean(axis=1)).mean(),
         0.5 * jnp.maximum(1 - of_real, 0).mean()
         + 0.5 * jnp.maximum(1 + of_made, 0).mean(),
         of_real, of_made,
@@ -314,6 +317,14 @@ def test_a_discriminator_judges_what_the_tokenizer_is_charged_for():
     )
 
 
+def test_no_image_weighs_more_for_the_company_it_is_in():
+  (_, _, whole, *_), (_, _, parts, *_) = contest(3), contest(3, 3)
+  jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=2e-3, atol=1e-6),
+      parts, whole,
+  )
+
+
 def test_a_discriminator_waits_for_its_time():
   made, before, after, metrics, *_ = contest(2)
   assert [u.name for u in made.updates(2)] == ['tokenizer']
@@ -333,6 +344,21 @@ def test_a_discriminator_waits_for_its_time():
 def test_a_discriminator_of_other_images():
   with pytest.raises(ValueError, match=r'\(16, 1\), those of the tokenizer'):
     method(OF_8, others={'discriminator': dict(PATCHGAN, image_size=16)})
+
+
+def test_a_judge_of_another_kind():
+  judge = dict(name='judge', image_size=8, image_channels=1, num_classes=10)
+  with pytest.raises(ValueError, match='is a judge; it must be a patchgan'):
+    method(OF_8, others={'discriminator': judge})
+
+
+@pytest.mark.parametrize('fields', [
+    {'adversarial': -1.0}, {'adversarial': float('nan')},
+    {'adversarial_from': -5},
+])
+def test_weights_and_steps_below_zero(fields):
+  with pytest.raises(ValueError, match='expected numbers of at least 0'):
+    Config(**fields)
 
 
 def test_work_of_a_discriminator_is_counted():
