@@ -68,6 +68,7 @@ class SamplesConfig:
     split: of a student, scale at which its heads change over; None for a
       teacher.
     cfg: guidance of a teacher.
+    temperature: what the logits of a teacher are divided by, 1 for nothing.
     top_k: codes that a teacher draws from, 0 for all.
     top_p: probability that a teacher draws from, 1 for all.
     cfg_interval: where the guidance of a teacher ends, -1 for nowhere.
@@ -87,6 +88,7 @@ class SamplesConfig:
   t_list: tuple[int, ...] = ()
   split: int | None = None
   cfg: float = 0.0
+  temperature: float = 1.0
   top_k: int = 0
   top_p: float = 1.0
   cfg_interval: int = -1

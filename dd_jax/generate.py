@@ -51,6 +51,7 @@ class GenerateConfig:
     batch_size: pairs a program run, over all hosts. Batches of one may differ
       from larger ones in the last bits, so at least 2 a device.
     cfg: guidance, as the sampler of the teacher's family has it.
+    temperature: what logits are divided by, 1 for nothing.
     top_k: codes kept, 0 for all.
     top_p: probability kept, 1 for all.
     cfg_interval: where guidance ends, as the sampler has it; -1 for nowhere.
@@ -67,6 +68,7 @@ class GenerateConfig:
   shard_size: int
   batch_size: int
   cfg: float
+  temperature: float = 1.0
   top_k: int = 0
   top_p: float = 1.0
   cfg_interval: int = -1
@@ -175,7 +177,8 @@ def run(context: Context) -> dict[str, Any]:
       length=teacher.offsets[-1], vocab_size=teacher.vocab_size,
       num_classes=len(conditions),
       provenance=made_of | {
-          'seed': context.seed, **guidance.settings_of(config),
+          'seed': context.seed,
+          **guidance.recorded(guidance.settings_of(config)),
           'solver': config.solver,
           'solver_steps': config.solver_steps,
           'micro_batch': config.batch_size,

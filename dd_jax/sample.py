@@ -79,7 +79,8 @@ class Sampler:
   def __call__(
       self, wanted: Sequence[int] | Sequence[str], *,
       steps: int | None = None, seed: int = 0, cfg: float = 0.0,
-      top_k: int = 0, top_p: float = 1.0, cfg_interval: int = -1,
+      temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+      cfg_interval: int = -1,
   ) -> np.ndarray:
     """Images of the given classes or captions.
 
@@ -91,6 +92,7 @@ class Sampler:
       steps: one of `self.steps`.
       seed: in [0, 2**31).
       cfg: guidance of a teacher; see `rollout` of its family in `sampling`.
+      temperature: what the logits of a teacher are divided by, 1 for nothing.
       top_k: codes that a teacher draws from, 0 for all.
       top_p: probability that a teacher draws from, 1 for all.
       cfg_interval: where the guidance of a teacher ends, -1 for nowhere.
@@ -115,7 +117,8 @@ class Sampler:
     if not 0 <= seed < 2**31:
       raise ValueError(f'seed={seed} must lie in [0, 2**31)')
     settings = dict(
-        cfg=cfg, top_k=top_k, top_p=top_p, cfg_interval=cfg_interval
+        cfg=cfg, temperature=temperature, top_k=top_k, top_p=top_p,
+        cfg_interval=cfg_interval,
     )
     if self._is_student and settings != guidance.SETTINGS:
       raise ValueError(f'{", ".join(settings)} are of a teacher; a student has '

@@ -199,12 +199,25 @@ def test_a_teacher_is_sampled_with_guidance(exports, tmp_path):
   )
 
 
+def test_a_cold_teacher_takes_the_most_likely(exports, tmp_path):
+  images = []
+  for name, settings in ('cold', {'temperature': 1e-4}), ('one', {'top_k': 1}):
+    _, files = run(
+        exports, tmp_path / name, kind='adm_npz',
+        student=str(exports / 'teacher'), **settings,
+    )
+    with np.load(files / 'samples.npz') as arrays:
+      images.append(arrays['arr_0'].astype(int))
+  assert np.abs(images[0] - images[1]).max() <= 1
+
+
 @pytest.mark.parametrize('fields, message', [
     ({}, 'is a student and needs t_list'),
     ({'t_list': [0]}, 'is a student and needs t_list and split'),
     ({'t_list': [0, 1, 1], 'split': 1}, 'must start with 0, increase'),
     ({'t_list': [0], 'split': 3}, r'split=3 must lie in \[0, 2\]'),
     ({'t_list': [0], 'split': 1, 'cfg': 2.0}, 'cfg_interval are of a teacher'),
+    ({'t_list': [0], 'split': 1, 'temperature': 0.5}, 'temperature, top_k'),
     ({'t_list': [0], 'labels': 'some'}, "labels='some'"),
     ({'t_list': [0], 'batch_size': 7}, 'batch_size=7 does not divide'),
     ({'t_list': [0], 'sample': 5}, "unknown field 'sample': did you mean"),

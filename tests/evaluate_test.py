@@ -30,7 +30,7 @@ NETWORKS = {
 }
 # How the pairs were made: all otherwise than by default, and in so few steps
 # that the solver shows.
-SETTINGS = dict(cfg=1.5, top_k=9, top_p=0.9, cfg_interval=0)
+SETTINGS = dict(cfg=1.5, temperature=0.6, top_k=9, top_p=0.9, cfg_interval=0)
 FLOW = dict(solver='heun', solver_steps=2)
 STUDENTS = {
     'student_1': dict(t_list=[0], split=4),
@@ -62,19 +62,20 @@ def case():
   counts = np.zeros((4, 16), np.int32)
   counts[range(4), [3, 8, 12, 5]] = counts[:, 14] = 1
   case.params['cumulative'] = counts.cumsum(axis=1, dtype=np.int32)
-  config = evaluate.EvaluateConfig(
+  case.config = evaluate.EvaluateConfig(
       **dict.fromkeys((*NETWORKS, 'judge', 'pairs'), ''), reference={},
       students=STUDENTS, involved=(1, 3), skips=(1,),
   )
   case.panel = evaluate.make_panel(
-      config, case.models, case.params, {**SETTINGS, **FLOW}, SEED, MESH
+      case.config, case.models, case.params, {**SETTINGS, **FLOW}, SEED, MESH
   )
   case.rows = {row.name: row for row in case.panel.rows}
   return case
 
 
-def direct(case, name):
+def direct(case, name, **changed):
   """Images of a row, by the functions of `sampling`."""
+  settings = SETTINGS | changed
   teacher, student, vae = case.models.values()
 
   def images(tp, sp, vp, cumulative):
@@ -82,13 +83,13 @@ def direct(case, name):
     keys = programs.fresh_keys(SEED, IDS)
     by_lot = sampling.categorical(keys)
     rollout = functools.partial(
-        sampling.rollout, teacher, vae, tp, vp, LABELS, **SETTINGS
+        sampling.rollout, teacher, vae, tp, vp, LABELS, **settings
     )
     if name == 'skip_1':
       after = jax.vmap(jax.random.fold_in, (0, None))(keys, 4)
       return sampling.skip_n(
           teacher, vae, tp, vp, LABELS, by_lot, skip=1,
-          fill=baselines.sample_last(after, cumulative, 1), **SETTINGS,
+          fill=baselines.sample_last(after, cumulative, 1), **settings,
       )
     if name == 'teacher':
       codes = vae.fns['codes'](vp, rollout(by_lot))
@@ -99,7 +100,7 @@ def direct(case, name):
     elif name == 'involved_causal':
       codes = sampling.teacher_involved(
           student, teacher, vae, sp, tp, vp, noise, LABELS, by_lot, start=1,
-          resume=3, split=4, **SETTINGS,
+          resume=3, split=4, **settings,
       )['codes']
     else:
       codes = sampling.few_step(
@@ -120,6 +121,18 @@ def test_a_row_is_what_sampling_makes(case, name, steps):
   images = np.asarray(row.sample(IDS, {'label': LABELS}))
   assert images.shape == (64, 2, 2, 4) and images.std() > 0.01
   np.testing.assert_allclose(images, direct(case, name), atol=1e-5)
+
+
+def test_pairs_from_before_there_was_a_temperature(case):
+  made = {k: v for k, v in SETTINGS.items() if k != 'temperature'}
+  panel = evaluate.make_panel(
+      case.config, case.models, case.params, {**made, **FLOW}, SEED, MESH
+  )
+  images = np.asarray(panel.rows[0].sample(IDS, {'label': LABELS}))
+  np.testing.assert_allclose(
+      images, direct(case, 'teacher', temperature=1.0), atol=1e-5
+  )
+  assert np.abs(images - direct(case, 'teacher')).max() > 0.1
 
 
 def test_pictures_show_the_noise_of_the_rows(case):

@@ -36,7 +36,8 @@ FAMILIES = {
     'llamagen': (
         dict(SIZES, latent_size=3, mlp_width=48),
         dict(VAE, name='llamagen_vq', image_size=6, code_dim=6),
-        dict(cfg=2.5, cfg_interval=3, solver='dpmpp_2m', solver_steps=12),
+        dict(cfg=2.5, temperature=0.8, cfg_interval=3, solver='dpmpp_2m',
+             solver_steps=12),
     ),
 }
 TOP_K, TOP_P = 12, 0.9
@@ -106,7 +107,8 @@ def guided_logits(case):
       np.asarray(forward(case.tp, y, inputs))
       for y in (labels, np.full_like(labels, SIZES['num_classes']))
   )
-  return cond + weight[None, :, None].astype(np.float32) * (cond - null)
+  logits = cond + weight[None, :, None].astype(np.float32) * (cond - null)
+  return logits / np.float32(case.settings.get('temperature', 1))
 
 
 def keep_likely(logits):
@@ -149,7 +151,8 @@ def test_a_pair_is_what_the_flow_makes_of_its_noise(case):
 
 def test_the_manifest_says_what_made_the_pairs(case):
   settings = {k: v for k, v in case.settings.items() if k != 'chunk'}
-  # A report samples its teacher with the settings that stand here.
+  # A report samples its teacher with the settings that stand here, or else
+  # with the defaults: VAR's set is as before there was a temperature.
   assert read_manifest(case.folder / 'one/data').provenance == {
       'cfg_interval': -1, **settings, 'top_k': TOP_K, 'top_p': TOP_P,
       'seed': SEED, 'micro_batch': COUNTS['batch_size'],

@@ -172,6 +172,9 @@ def test_a_teacher_is_sampled_with_its_settings(teacher):
   np.testing.assert_allclose(greedy[0], greedy[3], atol=1e-5)
   assert np.abs(base - teacher(labels, seed=2)).max() > 1e-3
   assert np.abs(base[0] - base[3]).max() > 1e-3
+  np.testing.assert_allclose(
+      teacher(labels, seed=1, temperature=1e-4), greedy, atol=1e-5
+  )
   guided = teacher(labels, top_k=1, cfg=20.0)
   assert np.abs(greedy - guided).max() > 1e-3
 
@@ -187,6 +190,7 @@ def test_a_teacher_is_sampled_with_its_settings(teacher):
         ([0], {'steps': 0}, 'steps=0'),
         ([0], {'seed': -1}, 'seed=-1'),
         ([0], {'cfg': 1.5}, 'cfg_interval are of a teacher'),
+        ([0], {'temperature': 0.5}, 'cfg, temperature, top_k'),
     ],
 )
 def test_a_student_refuses(student, labels, options, message):

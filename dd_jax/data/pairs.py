@@ -51,7 +51,7 @@ class Manifest(files.Manifest):
     vocab_size: indices lie in [0, vocab_size), at most 65,536.
     num_classes: labels lie in [0, num_classes).
     provenance: how the pairs were made, as JSON: hash of the teacher, cfg,
-      top_k, top_p, solver, steps, micro_batch, ...
+      temperature unless it is 1, top_k, top_p, solver, steps, micro_batch, ...
     shards: the finished files in order; empty until `PairWriter.finalize`.
   """
 

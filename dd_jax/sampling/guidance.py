@@ -4,13 +4,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 # What a run may say of how a teacher is sampled, and what it does otherwise.
-SETTINGS = {'cfg': 0.0, 'top_k': 0, 'top_p': 1.0, 'cfg_interval': -1}
+SETTINGS = {
+    'cfg': 0.0, 'temperature': 1.0, 'top_k': 0, 'top_p': 1.0,
+    'cfg_interval': -1,
+}
 
 
 def guide(
@@ -31,9 +36,19 @@ def guide(
 def settings_of(config: Any) -> dict[str, Any]:
   """`SETTINGS` as the fields of a stage have them."""
   return {
-      'cfg': config.cfg, 'top_k': config.top_k, 'top_p': config.top_p,
+      'cfg': config.cfg, 'temperature': config.temperature,
+      'top_k': config.top_k, 'top_p': config.top_p,
       'cfg_interval': config.cfg_interval,
   }
+
+
+def recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
+  """What a set of pairs says of its `SETTINGS`; what it lacks is as there.
+
+  A temperature of 1 is left out, so that sets that were begun before there was
+  one can be finished, and come out the same, manifest included.
+  """
+  return {k: v for k, v in settings.items() if (k, v) != ('temperature', 1)}
 
 
 def is_guided(step: Any, cfg_interval: int) -> Any:
@@ -52,6 +67,21 @@ def is_guided(step: Any, cfg_interval: int) -> Any:
   if cfg_interval < -1:
     raise ValueError(f'cfg_interval={cfg_interval} must be -1 (no end) or more')
   return cfg_interval == -1 or step <= cfg_interval + 1
+
+
+def temper(logits: jax.Array, temperature: float) -> jax.Array:
+  """Logits divided by a temperature, before they are filtered; 1 is off.
+
+  Raises:
+    ValueError: a temperature that is not a positive number.
+
+  Source: LlamaGen, autoregressive/models/generate.py. VAR has none.
+  """
+  if not 0 < temperature < math.inf:
+    raise ValueError(
+        f'temperature={temperature} must be positive and finite; 1 is off'
+    )
+  return logits if temperature == 1 else logits / temperature
 
 
 def filter_top_k(logits: jax.Array, k: int) -> jax.Array:

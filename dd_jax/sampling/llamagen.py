@@ -54,7 +54,7 @@ def rollout(
     top_p: probability kept; 1 keeps all.
     cfg_interval: tokens after the one that follows it are not guided; -1
       guides all.
-    temperature: divides the logits.
+    temperature: divides the logits; 1 leaves them as they are.
     stop: tokens in the result; None for all.
     prefix: (B, n) int32, the first `start` tokens; further columns are not
       read.
@@ -64,8 +64,8 @@ def rollout(
     (B, stop) int32 tokens: of the prefix, then what was chosen.
 
   Raises:
-    ValueError: unless 0 <= start <= stop <= L, 0 < stop, 0 < temperature, and
-      the prefix is long enough; or the vae is not the teacher's.
+    ValueError: unless 0 <= start <= stop <= L, 0 < stop, and the prefix is
+      long enough; a setting out of range; or the vae is not the teacher's.
 
   Source: LlamaGen (arXiv 2406.06525), autoregressive/models/generate.py.
   """
@@ -78,8 +78,6 @@ def rollout(
     )
   if start and (prefix is None or prefix.shape[1] < start):
     raise ValueError(f'start={start} needs a prefix of {start} tokens')
-  if temperature <= 0:
-    raise ValueError(f'temperature={temperature} must be positive')
   codebook = steps.codebook_for(teacher, vae, vae_params)
   batch = jax.tree.leaves(condition)[0].shape[0]
   prefix = jnp.zeros((batch, 0), jnp.int32) if not start else prefix[:, :start]
@@ -104,7 +102,8 @@ def rollout(
       pairs = logits.reshape(batch, 2, -1)
       scale = jnp.where(guidance.is_guided(i, cfg_interval), cfg - 1, 0.0)
       logits = guidance.guide(pairs[:, 0], pairs[:, 1], scale)
-    logits = guidance.filter_top_k(logits / temperature, top_k)
+    logits = guidance.temper(logits, temperature)
+    logits = guidance.filter_top_k(logits, top_k)
     logits = guidance.filter_top_p(logits, top_p, descending=True)
     return choose(jax.nn.log_softmax(logits)[:, None], i, codebook)[:, 0]
 
@@ -147,6 +146,7 @@ def skip_n(
     top_k: int,
     top_p: float,
     cfg_interval: int = -1,
+    temperature: float = 1.0,
     fill: jax.Array | None = None,
 ) -> jax.Array:
   """Images of the teacher without its last tokens, DD1's baseline "skip-n".
@@ -159,7 +159,8 @@ def skip_n(
   length = teacher.config.offsets[-1]
   indices = rollout(
       teacher, vae, teacher_params, vae_params, condition, choose, cfg=cfg,
-      top_k=top_k, top_p=top_p, cfg_interval=cfg_interval, stop=length - skip,
+      top_k=top_k, top_p=top_p, cfg_interval=cfg_interval,
+      temperature=temperature, stop=length - skip,
   )
   codes = vae.fns['codes'](vae_params, indices)
   rest = jnp.zeros((len(codes), skip, codes.shape[-1]))

@@ -31,6 +31,7 @@ def rollout(
     top_k: int,
     top_p: float,
     cfg_interval: int = -1,
+    temperature: float = 1.0,
     stop: int | None = None,
     prefix: jax.Array | None = None,
     start: int = 0,
@@ -38,9 +39,10 @@ def rollout(
 ) -> jax.Array:
   """Runs the teacher scale by scale.
 
-  At scale k of K the logits are guided by cfg * k / (K - 1), filtered by top-k,
-  then by top-p, and normalised: `choose` sees the log-probabilities of exactly
-  what ordinary sampling draws from, -inf outside of the support.
+  At scale k of K the logits are guided by cfg * k / (K - 1), divided by the
+  temperature, filtered by top-k, then by top-p, and normalised: `choose` sees
+  the log-probabilities of exactly what ordinary sampling draws from, -inf
+  outside of the support.
 
   Args:
     teacher: a `var` model.
@@ -55,6 +57,7 @@ def rollout(
     top_p: probability kept; 1 keeps all.
     cfg_interval: scales after the one that follows it are not guided; -1
       guides all.
+    temperature: divides the logits; 1, as in VAR, leaves them as they are.
     stop: scales in the result; None for all.
     prefix: (B, n) int32 tokens of the first `start` scales; further columns are
       not read.
@@ -67,7 +70,7 @@ def rollout(
 
   Raises:
     ValueError: unless 0 <= start <= stop <= K, 0 < stop, and the prefix is
-      long enough; or the vae is not the teacher's.
+      long enough; a setting out of range; or the vae is not the teacher's.
   """
   offsets = teacher.config.offsets
   scales = len(offsets) - 1
@@ -117,6 +120,7 @@ def rollout(
       ramp = cfg * scale / max(scales - 1, 1)
       ramp *= guidance.is_guided(scale, cfg_interval)
       logits = guidance.guide(pairs[:, 0], pairs[:, 1], ramp)
+    logits = guidance.temper(logits, temperature)
     logits = guidance.filter_top_k(logits, top_k)
     logits = guidance.filter_top_p(logits, top_p)
     advance(choose(jax.nn.log_softmax(logits), scale, codebook), scale)
@@ -142,6 +146,7 @@ def skip_n(
     top_k: int,
     top_p: float,
     cfg_interval: int = -1,
+    temperature: float = 1.0,
     fill: jax.Array | None = None,
 ) -> jax.Array:
   """Images of the teacher without its last scales, DD1's baseline "skip-n".
@@ -155,7 +160,8 @@ def skip_n(
   stop = len(offsets) - 1 - skip
   indices = rollout(
       teacher, vae, teacher_params, vae_params, labels, choose, cfg=cfg,
-      top_k=top_k, top_p=top_p, cfg_interval=cfg_interval, stop=stop,
+      top_k=top_k, top_p=top_p, cfg_interval=cfg_interval,
+      temperature=temperature, stop=stop,
   )
   codes = vae.fns['codes'](vae_params, indices)
   size = teacher.config.patch_nums[-1]

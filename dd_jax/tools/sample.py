@@ -54,6 +54,9 @@ _STEPS = flags.DEFINE_integer(
 _SEED = flags.DEFINE_integer('seed', 0, 'Seed of the noise.')
 _OUT = flags.DEFINE_string('out', 'grid.png', 'PNG file to write.')
 _CFG = flags.DEFINE_float('cfg', 0.0, 'Guidance of a teacher.')
+_TEMPERATURE = flags.DEFINE_float(
+    'temperature', 1.0, 'What the logits of a teacher are divided by.'
+)
 _TOP_K = flags.DEFINE_integer('top_k', 0, 'Codes of a teacher, 0 for all.')
 _TOP_P = flags.DEFINE_float('top_p', 1.0, 'Probability of a teacher.')
 _CFG_INTERVAL = flags.DEFINE_integer(
@@ -95,7 +98,8 @@ def _run() -> None:
   rows = np.repeat(wanted, _COUNT.value).tolist()
   images = sampler(
       rows, steps=_STEPS.value, seed=_SEED.value, cfg=_CFG.value,
-      top_k=_TOP_K.value, top_p=_TOP_P.value, cfg_interval=_CFG_INTERVAL.value,
+      temperature=_TEMPERATURE.value, top_k=_TOP_K.value, top_p=_TOP_P.value,
+      cfg_interval=_CFG_INTERVAL.value,
   )
   out.parent.mkdir(parents=True, exist_ok=True)
   with out.open('wb') as f:

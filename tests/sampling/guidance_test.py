@@ -91,6 +91,26 @@ def test_top_p_from_the_top_keeps_the_first_that_crosses():
   )
 
 
+def test_temperature_divides():
+  logits = jnp.array([1.0, -3.0, 0.1])
+  np.testing.assert_allclose(guidance.temper(logits, 0.5), [2.0, -6.0, 0.2])
+  assert guidance.temper(logits, 1.0) is logits
+
+
+@pytest.mark.parametrize('temperature', [0, -1.0, INF, np.nan])
+def test_bad_temperature(temperature):
+  with pytest.raises(ValueError, match=f'temperature={temperature} must be'):
+    guidance.temper(jnp.zeros(3), temperature)
+
+
+def test_sets_of_pairs_do_not_name_the_temperature_that_changes_nothing():
+  # These fields, in this order, were those of sets before there was one.
+  old = {'cfg': 0.0, 'top_k': 0, 'top_p': 1.0, 'cfg_interval': -1}
+  assert list(guidance.recorded(guidance.SETTINGS).items()) == [*old.items()]
+  changed = guidance.SETTINGS | {'temperature': 0.7}
+  assert guidance.recorded(changed) == changed
+
+
 @pytest.mark.parametrize('p', [0.0, -0.1, 1.5])
 def test_bad_top_p(p):
   with pytest.raises(ValueError, match='top_p'):

@@ -21,6 +21,7 @@ from dd_jax.sampling import guidance
 from dd_jax.sampling import llamagen as sampling
 from tests.golden import golden_cases
 from tests.golden import llamagen_networks as networks
+from tests.sampling import distributions
 
 SIZES = {
     'num_classes': 5, 'depth': 1, 'width': 32, 'heads': 2, 'latent_size': 3,
@@ -141,17 +142,9 @@ def test_few_steps_of_size_l_match_the_original():
   assert check_few_steps('dd_llamagen_L', networks.fast_jit, 2e-3, 4) >= 0.99
 
 
-@pytest.mark.parametrize('kind', ['classes', 'captions'])
-@pytest.mark.parametrize('cfg, interval', [(1.0, -1), (2.5, -1), (2.5, 3)])
-def test_choose_sees_the_distribution_that_is_sampled(cfg, interval, kind):
-  teacher = llamagen_model.build(CAPTIONS if kind == 'captions' else SIZES)
+def see(teacher, condition, **settings):
+  """What `choose` sees of every token, and logits with and without labels."""
   tp, (vae, vp) = random_params(teacher, 0), (nets()[2], nets()[5])
-  condition = LABELS
-  if kind == 'captions':
-    condition = {
-        'features': jax.random.normal(jax.random.key(0), (2, 4, 3)),
-        'mask': jnp.array([[False, True, True, True], [True] * 4]),
-    }
   seen = {}
 
   def note(log_p, step):
@@ -164,8 +157,7 @@ def test_choose_sees_the_distribution_that_is_sampled(cfg, interval, kind):
 
   def run(tp, vp):
     indices = sampling.rollout(
-        teacher, vae, tp, vp, condition, choose, cfg=cfg, top_k=9, top_p=0.8,
-        cfg_interval=interval, temperature=0.7,
+        teacher, vae, tp, vp, condition, choose, top_k=9, top_p=0.8, **settings
     )
     return indices, *(
         teacher.apply(tp, y, indices[:, :-1])
@@ -176,6 +168,22 @@ def test_choose_sees_the_distribution_that_is_sampled(cfg, interval, kind):
   jax.effects_barrier()
   log_p = np.concatenate([seen[i] for i in range(9)], axis=1)
   np.testing.assert_array_equal(indices, log_p.argmax(-1))
+  return log_p, cond, null
+
+
+@pytest.mark.parametrize('kind', ['classes', 'captions'])
+@pytest.mark.parametrize('cfg, interval', [(1.0, -1), (2.5, -1), (2.5, 3)])
+def test_choose_sees_the_distribution_that_is_sampled(cfg, interval, kind):
+  teacher = llamagen_model.build(CAPTIONS if kind == 'captions' else SIZES)
+  condition = LABELS
+  if kind == 'captions':
+    condition = {
+        'features': jax.random.normal(jax.random.key(0), (2, 4, 3)),
+        'mask': jnp.array([[False, True, True, True], [True] * 4]),
+    }
+  log_p, cond, null = see(
+      teacher, condition, cfg=cfg, cfg_interval=interval, temperature=0.7
+  )
   # The first token has no number in LlamaGen's count: 0 to 4 are guided.
   unguided = (interval > -1) & (np.arange(9) > interval + 1)
   guided = jnp.where(unguided[None, :, None], cond, null + cfg * (cond - null))
@@ -185,6 +193,27 @@ def test_choose_sees_the_distribution_that_is_sampled(cfg, interval, kind):
       log_p, jax.nn.log_softmax(expected), rtol=1e-3, atol=1e-3
   )
   np.testing.assert_allclose(np.exp(log_p).sum(-1), 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize('temperature', [0.5, 1.0, 3.0])
+def test_temperature_comes_between_guidance_and_filters(temperature):
+  log_p, cond, null = map(
+      np.asarray, see(nets()[0], LABELS, cfg=2.5, temperature=temperature)
+  )
+  expected, at_one = (
+      distributions.drawn_from(
+          null + 2.5 * (cond - null), temperature=t, top_k=9, top_p=0.8
+      ) for t in (temperature, 1)
+  )
+  # Another support: what is filtered first keeps that of temperature 1.
+  assert ((expected > 0) != (at_one > 0)).any() == (temperature != 1)
+  np.testing.assert_allclose(np.exp(log_p), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_temperature_one_is_as_if_there_were_none(monkeypatch):
+  base = see(nets()[0], LABELS, cfg=2.5)[0]
+  monkeypatch.setattr(guidance, 'temper', lambda logits, _: logits)
+  np.testing.assert_array_equal(see(nets()[0], LABELS, cfg=2.5)[0], base)
 
 
 def test_a_prefix_changes_nothing():
@@ -271,8 +300,10 @@ def test_teacher_involved_takes_over_and_hands_back():
 def test_skip_n_decodes_what_a_stopped_rollout_gives(filled):
   teacher, _, vae, tp, _, vp = nets()
   fill = jnp.arange(18).reshape(2, 9) if filled else None
+  # So cold, draws are what greedy sampling takes.
   image = jax.jit(functools.partial(
-      sampling.skip_n, teacher, vae, choose=sampling.greedy, skip=3, cfg=1.5,
+      sampling.skip_n, teacher, vae, skip=3, cfg=1.5, temperature=1e-4,
+      choose=sampling.categorical(jax.random.split(jax.random.key(0), 2)),
       **OPEN,
   ))(tp, vp, LABELS, fill=fill)
   assert image.shape == (2, 6, 6, 1) and jnp.abs(image).max() <= 1

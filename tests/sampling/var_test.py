@@ -20,6 +20,7 @@ from dd_jax.models.vqvae import model as vqvae_model
 from dd_jax.sampling import guidance
 from dd_jax.sampling import var as sampling
 from tests.golden import golden_cases, networks
+from tests.sampling import distributions
 
 CASES = ('tiny', 'tiny_saln')
 SIZES = {
@@ -147,8 +148,8 @@ def test_few_steps_match_the_original(name):
   assert_image(decode(out['codes']), case.arrays['image'])
 
 
-@pytest.mark.parametrize('cfg, interval', [(0.0, -1), (1.5, -1), (1.5, 0)])
-def test_choose_sees_the_distribution_that_is_sampled(cfg, interval):
+def see(**settings):
+  """What `choose` sees of every token, and logits with and without labels."""
   teacher, _, vae, tp, _, vp = nets()
 
   def run(tp, vp):
@@ -161,8 +162,7 @@ def test_choose_sees_the_distribution_that_is_sampled(cfg, interval):
       return sampling.greedy(log_p, scale, codebook)
 
     indices = sampling.rollout(
-        teacher, vae, tp, vp, LABELS, choose, cfg=cfg, top_k=9, top_p=0.8,
-        cfg_interval=interval,
+        teacher, vae, tp, vp, LABELS, choose, top_k=9, top_p=0.8, **settings
     )
     maps = vae.fns['var_input'](vp, vae.fns['codes'](vp, indices))
     cond, null = (
@@ -170,10 +170,16 @@ def test_choose_sees_the_distribution_that_is_sampled(cfg, interval):
     )
     return jnp.concatenate(seen, axis=1), cond, null
 
-  log_p, cond, null = jax.jit(run)(tp, vp)
-  ramp = (cfg * teacher.config.levels / 2)[None, :, None]
+  return jax.jit(run)(tp, vp)
+
+
+@pytest.mark.parametrize('cfg, interval', [(0.0, -1), (1.5, -1), (1.5, 0)])
+def test_choose_sees_the_distribution_that_is_sampled(cfg, interval):
+  log_p, cond, null = see(cfg=cfg, cfg_interval=interval)
+  levels = nets()[0].config.levels[None, :, None]
+  ramp = cfg * levels / 2
   if interval > -1:
-    ramp *= teacher.config.levels[None, :, None] <= interval + 1
+    ramp *= levels <= interval + 1
   expected = guidance.filter_top_p(
       guidance.filter_top_k((1 + ramp) * cond - ramp * null, 9), 0.8
   )
@@ -181,6 +187,26 @@ def test_choose_sees_the_distribution_that_is_sampled(cfg, interval):
       log_p, jax.nn.log_softmax(expected), rtol=1e-3, atol=1e-3
   )
   np.testing.assert_allclose(jnp.exp(log_p).sum(-1), 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize('temperature', [0.5, 1.0, 3.0])
+def test_temperature_comes_between_guidance_and_filters(temperature):
+  log_p, cond, null = map(np.asarray, see(cfg=1.5, temperature=temperature))
+  ramp = 1.5 * np.repeat([0, 1, 2], [1, 4, 16])[None, :, None] / 2
+  expected, at_one = (
+      distributions.drawn_from(
+          (1 + ramp) * cond - ramp * null, temperature=t, top_k=9, top_p=0.8
+      ) for t in (temperature, 1)
+  )
+  # Another support: what is filtered first keeps that of temperature 1.
+  assert ((expected > 0) != (at_one > 0)).any() == (temperature != 1)
+  np.testing.assert_allclose(np.exp(log_p), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_temperature_one_is_as_if_there_were_none(monkeypatch):
+  base = see(cfg=1.5)[0]
+  monkeypatch.setattr(guidance, 'temper', lambda logits, _: logits)
+  np.testing.assert_array_equal(see(cfg=1.5)[0], base)
 
 
 def test_a_causal_prefix_changes_nothing():
@@ -298,8 +324,10 @@ def test_skip_n_decodes_what_a_stopped_rollout_gives():
       **OPEN,
   ), tp, vp, LABELS)
   assert short.shape == (2, 5)
+  # So cold, draws are what greedy sampling takes.
   image = jax.jit(functools.partial(
-      sampling.skip_n, teacher, vae, choose=sampling.greedy, skip=1, cfg=1.5,
+      sampling.skip_n, teacher, vae, skip=1, cfg=1.5, temperature=1e-4,
+      choose=sampling.categorical(jax.random.split(jax.random.key(0), 2)),
       **OPEN,
   ))(tp, vp, LABELS)
   assert image.shape == (2, 8, 8, 1) and jnp.abs(image).max() <= 1
