@@ -88,6 +88,9 @@ def make_panel(
     made: provenance of the student's pairs.
     seed: of noise and keys.
     mesh: of the devices.
+
+  Raises:
+    ValueError: steps that the networks do not have.
   """
   teacher, student, vae = (models[n] for n in ('teacher', 'student', 'vae'))
   for name, choice in config.students.items():
@@ -95,6 +98,10 @@ def make_panel(
       steps_lib.check_choice(student.config, choice['t_list'], choice['split'])
     except ValueError as e:
       raise ValueError(f'students.{name}: {e}') from e
+  if config.involved:
+    steps_lib.check_involved(student.config, config.involved)
+  for count in config.skips:
+    steps_lib.check_skip(teacher.config, count, 'skips')
   lib = registry.get('samplers', teacher.family)
   # Pairs of earlier versions do not name every setting.
   settings = {k: made.get(k, v) for k, v in guidance.SETTINGS.items()}

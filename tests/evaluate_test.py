@@ -123,6 +123,33 @@ def test_a_row_is_what_sampling_makes(case, name, steps):
   np.testing.assert_allclose(images, direct(case, name), atol=1e-5)
 
 
+@pytest.mark.parametrize('fields, message', [
+    ({'involved': (1, 99)}, r'involved=\(1, 99\): expected .* <= 4: the'),
+    ({'involved': (3, 1)}, r'involved=\(3, 1\): expected \(start, resume\)'),
+    ({'involved': (2, 2)}, r'involved=\(2, 2\): .* 0 <= start < resume'),
+    ({'involved': (-1, 2)}, r'involved=\(-1, 2\): expected'),
+    ({'skips': (99,)}, r'skips=99 must lie in \[1, 3\]'),
+    ({'skips': (1, 4)}, r'skips=4 must .*: it is left out of the 4 steps'),
+    ({'skips': (-1,)}, r'skips=-1 must lie'),
+    ({'skips': (0,)}, r'skips=0 must lie'),
+], ids=str)
+def test_steps_that_are_not_there_are_refused_at_once(case, fields, message):
+  config = dataclasses.replace(case.config, **fields)
+  with pytest.raises(ValueError, match=message):
+    evaluate.make_panel(
+        config, case.models, case.params, {**SETTINGS, **FLOW}, SEED, MESH
+    )
+
+
+def test_steps_up_to_the_ends_are_taken(case):
+  panel = evaluate.make_panel(
+      dataclasses.replace(case.config, involved=(0, 4), skips=(1, 3)),
+      case.models, case.params, {**SETTINGS, **FLOW}, SEED, MESH,
+  )
+  steps = {row.name: row.steps for row in panel.rows[4:]}
+  assert steps == {'involved_causal': 4, 'skip_1': 3, 'skip_3': 1}
+
+
 def test_pairs_from_before_there_was_a_temperature(case):
   made = {k: v for k, v in SETTINGS.items() if k != 'temperature'}
   panel = evaluate.make_panel(

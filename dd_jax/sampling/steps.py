@@ -69,6 +69,45 @@ def check_choice(
     raise ValueError(f'split={split} must lie in [0, {end}]')
 
 
+def check_involved(config: Any, involved: Sequence[int]) -> None:
+  """Refuses steps that no teacher can make; see `teacher_involved`.
+
+  Args:
+    config: of the student.
+    involved: `start` and `resume`.
+
+  Raises:
+    ValueError: not two, out of order, beyond the end of the sequence, or none
+      between them.
+  """
+  end = len(config.offsets) - 1
+  if len(involved) != 2 or not 0 <= involved[0] < involved[1] <= end:
+    raise ValueError(
+        f'involved={tuple(involved)}: expected (start, resume) with 0 <= start '
+        f'< resume <= {end}: the teacher makes the steps from start up to '
+        'resume'
+    )
+
+
+def check_skip(config: Any, skip: int, name: str = 'skip') -> None:
+  """Refuses numbers of last steps that a teacher cannot leave out.
+
+  Args:
+    config: of the teacher.
+    skip: see `skip_n` of its family.
+    name: what the caller calls it.
+
+  Raises:
+    ValueError: none, or no step is left.
+  """
+  end = len(config.offsets) - 1
+  if not 0 < skip < end:
+    raise ValueError(
+        f'{name}={skip} must lie in [1, {end - 1}]: it is left out of the '
+        f'{end} steps of the teacher'
+    )
+
+
 def few_step(
     student: Model,
     vae: Model,
