@@ -135,25 +135,18 @@ def make_panel(
     )
 
   def involved(options, trees, ids, condition):
-    start, resume = config.involved
-    split = next(iter(config.students.values()))['split']
-    out = lib.teacher_involved(
-        student, teacher, vae, trees[1], trees[0], trees[2], noise_of(ids),
-        condition, lib.categorical(keys_of(ids)), start=start, resume=resume,
-        split=split, **options, **settings,
+    by_name = dict(zip(('teacher', 'student', 'vae'), trees[:3], strict=True))
+    return programs.involved_images(
+        models, by_name, noise_of(ids), condition, keys_of(ids),
+        involved=config.involved,
+        split=next(iter(config.students.values()))['split'], options=options,
+        settings=settings,
     )
-    return lib.images_from_codes(vae, trees[2], out['codes'])
 
   def skip(count, trees, ids, condition):
-    keys = keys_of(ids)
-    missing = offsets[-1] - offsets[scales - count]
-    fill = baselines.sample_last(  # a step of its own, after the last one
-        jax.vmap(jax.random.fold_in, (0, None))(keys, scales), trees[3],
-        missing,
-    )
-    return lib.skip_n(
-        teacher, vae, trees[0], trees[2], condition, lib.categorical(keys),
-        skip=count, fill=fill, **settings,
+    return programs.skip_images(
+        teacher, vae, trees[0], trees[2], condition, keys_of(ids), trees[3],
+        skip=count, settings=settings,
     )
 
   def program(fn):

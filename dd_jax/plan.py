@@ -384,10 +384,7 @@ def plan_evaluate(b: Blueprint) -> Planned:
       b.resolve, b.mesh, judging.RULES,
   )
   manifest = b.resolve(config.pairs)
-  params['cumulative'] = jax.ShapeDtypeStruct(
-      (manifest.length, manifest.vocab_size), np.int32,
-      sharding=sharding.replicated(b.mesh),
-  )
+  params['cumulative'] = _describe_counts(manifest, b.mesh)
   panel = evaluate.make_panel(
       config, models, params, manifest.provenance, b.seed, b.mesh
   )
@@ -470,19 +467,19 @@ def plan_fid(b: Blueprint) -> Planned:
       b.mesh, b.rules,
   )
   model, size = models['student'], config.batch_size
-  evaluate_fid.check(config, model, b.name, b.mesh)
+  evaluate_fid.check(config, model, b.name, b.mesh, models.get('teacher'))
+  if config.pairs is not None:
+    params['cumulative'] = _describe_counts(b.resolve(config.pairs), b.mesh)
   rows = _rows(b.mesh, size, {
       'id': ((), np.uint32), **_describe_conditions(model.config),
   })
-  program = evaluate_fid.make_program(
-      config, model, models.get('vae'), b.seed, b.mesh
-  )
+  program = evaluate_fid.make_program(config, models, b.seed, b.mesh)
+  trees = evaluate_fid.sampled(params)
   calls = -(-config.samples // size)
   knobs = ('batch_size', "the network's dtype", 'mesh')
   out = [Program(
       b.name, 'samples',
-      lambda: program.trace(params['student'], params.get('vae'), rows),
-      params, rows, None, calls, knobs,
+      lambda: program.trace(trees, rows), params, rows, None, calls, knobs,
   )]
   if judge == 'inception':
     side = evaluate_fid.image_size(models)
@@ -503,6 +500,16 @@ def plan_fid(b: Blueprint) -> Planned:
         params, seen, None, calls, knobs,
     ))
   return Planned(out)
+
+
+def _describe_counts(
+    manifest: pairs.Manifest, mesh: Any
+) -> jax.ShapeDtypeStruct:
+  """How often each place of pairs has each code or one before it."""
+  return jax.ShapeDtypeStruct(
+      (manifest.length, manifest.vocab_size), np.int32,
+      sharding=sharding.replicated(mesh),
+  )
 
 
 def _rows(

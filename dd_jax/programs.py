@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dd_jax import registry, sharding
+from dd_jax.evals import baselines
 from dd_jax.flow import edm, process
 from dd_jax.flow.noise import pair_noise
 from dd_jax.model import Model, Params, condition_of
@@ -77,6 +78,70 @@ def student_images(
       t_list=tuple(t_list), split=split,
   )
   return lib.images_from_codes(vae, vae_params, out['codes'])
+
+
+def involved_images(
+    models: Mapping[str, Model], params: Mapping[str, Params],
+    noise: jax.Array, condition: Any, keys: jax.Array, *,
+    involved: tuple[int, int], split: int, options: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> jax.Array:
+  """Images of a student some of whose steps its teacher makes, by lot.
+
+  Args:
+    models: 'student', 'teacher' and 'vae'.
+    params: of the models.
+    noise: see `teacher_involved`.
+    condition: see `teacher_involved`.
+    keys: (B,), of the teacher's draws.
+    involved: `start` and `resume` of `teacher_involved`.
+    split: see `few_step`.
+    options: one of the sampler's `INVOLVED`.
+    settings: `sampling.guidance.SETTINGS`.
+  """
+  lib = registry.get('samplers', models['student'].family)
+  names = ('student', 'teacher', 'vae')
+  start, resume = involved
+  out = lib.teacher_involved(
+      *(models[n] for n in names), *(params[n] for n in names), noise,
+      condition, lib.categorical(keys), start=start, resume=resume, split=split,
+      **options, **settings,
+  )
+  return lib.images_from_codes(models['vae'], params['vae'], out['codes'])
+
+
+def skip_images(
+    teacher: Model, vae: Model, params: Params, vae_params: Params,
+    condition: Any, keys: jax.Array, cumulative: jax.Array | None, *,
+    skip: int, settings: Mapping[str, Any],
+) -> jax.Array:
+  """Images of a teacher without its last steps; see `skip_n`.
+
+  Args:
+    teacher: a teacher.
+    vae: its tokenizer.
+    params: of the teacher.
+    vae_params: of the vae.
+    condition: see `skip_n`.
+    keys: (B,), of the teacher's draws.
+    cumulative: what the missing tokens are drawn from, see
+      `evals.baselines.sample_last`; None for no tokens.
+    skip: steps that are missing.
+    settings: `sampling.guidance.SETTINGS`.
+  """
+  lib = registry.get('samplers', teacher.family)
+  offsets = teacher.config.offsets
+  end = len(offsets) - 1
+  fill = None
+  if cumulative is not None:
+    fill = baselines.sample_last(  # a step of its own, after the last one
+        jax.vmap(jax.random.fold_in, (0, None))(keys, end), cumulative,
+        offsets[-1] - offsets[end - skip],
+    )
+  return lib.skip_n(
+      teacher, vae, params, vae_params, condition, lib.categorical(keys),
+      skip=skip, fill=fill, **settings,
+  )
 
 
 def is_denoiser(model: Model) -> bool:

@@ -141,6 +141,18 @@ def test_a_teacher_of_captions_makes_samples(made, tmp_path):
     assert arrays['arr_0'].std() > 0
 
 
+def test_a_teacher_may_be_involved(made, tmp_path, seen):
+  folder = run(
+      made, tmp_path, teacher=str(made / 'teacher'), involved=[1, 3], split=2,
+      cfg=2.0,
+  )
+  row = json.loads((folder / 'clip_score.json').read_text())
+  assert row['hashes']['teacher'] == checkpoint.describe(
+      made / 'teacher'
+  )['hash']
+  assert row['hashes']['samples'] != seen[1]['hashes']['samples']
+
+
 def test_fid_is_of_captions_too(made, tmp_path, monkeypatch):
   monkeypatch.setattr(evaluate_fid, 'on_mesh', lambda *_: lambda pixels: (
       pixels.reshape(len(pixels), -1)[:, :4].astype(np.float32),

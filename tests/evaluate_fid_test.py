@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 
@@ -13,8 +14,10 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from dd_jax import build, checkpoint, evaluate_fid, programs, stages
-from dd_jax.evals import adm, fid
+from dd_jax import build, checkpoint, evaluate_fid, plan, programs, stages
+from dd_jax.data import pairs as pairs_lib
+from dd_jax.evals import adm, baselines, fid
+from dd_jax.sampling import llamagen, var
 from tests.convert import torch_files
 
 SIZES = {'patch_nums': [1, 2], 'vocab_size': 16}
@@ -29,6 +32,28 @@ NETWORKS = {
                      ch_mult=[1], res_blocks=1, attention=[], head_dim=4),
     'inception': dict(name='inception', image_size=75, slim=16),
 }
+
+# Of both families, for what teachers and students do together. Deep enough for
+# the view of a prefix to matter.
+SHARED = {'vocab_size': 16, 'image_channels': 1, 'image_size': 4, 'ch': 4,
+          'ch_mult': [1, 2], 'res_blocks': 1, 'attention': False}
+GPT = dict(num_classes=3, depth=2, width=8, heads=2, vocab_size=16, code_dim=4)
+SCALES = {'patch_nums': [1, 1, 2]}
+FAMILIES = {
+    'var': {
+        'vae': dict(SHARED, name='vqvae', z_channels=4, **SCALES),
+        'teacher': dict(GPT, name='var', **SCALES),
+        'student': dict(GPT, name='dd_var', zero_flags=False, **SCALES),
+    },
+    'llamagen': {
+        'vae': dict(SHARED, name='llamagen_vq', z_channels=4, code_dim=4),
+        'teacher': dict(GPT, name='llamagen', latent_size=2),
+        'student': dict(GPT, name='dd_llamagen', latent_size=2),
+    },
+}
+LIBS = {'var': var, 'llamagen': llamagen}
+# All otherwise than by default.
+SETTINGS = dict(cfg=1.5, temperature=0.8, top_k=9, top_p=0.9, cfg_interval=0)
 
 
 @pytest.fixture(scope='module')
@@ -47,7 +72,11 @@ def exports(tmp_path_factory):
       values *= 0.1
     return values.astype(np.float32)
 
-  for name, config in NETWORKS.items():
+  networks = NETWORKS | {
+      f'{family}/{name}': config
+      for family, parts in FAMILIES.items() for name, config in parts.items()
+  }
+  for name, config in networks.items():
     model = build.build_model(config)
     params = jax.tree_util.tree_map_with_path(draw, model.abstract())
     checkpoint.export(root / name, model, params, {})
@@ -209,6 +238,187 @@ def test_a_cold_teacher_takes_the_most_likely(exports, tmp_path):
     with np.load(files / 'samples.npz') as arrays:
       images.append(arrays['arr_0'].astype(int))
   assert np.abs(images[0] - images[1]).max() <= 1
+
+
+def write_pairs(exports, folder, **provenance):
+  """Pairs of LlamaGen's networks, of which each place has few codes."""
+  made_of = {n: checkpoint.describe(exports / 'llamagen' / n)['hash']
+             for n in ('teacher', 'vae')}
+  writer = pairs_lib.PairWriter(folder, pairs_lib.Manifest(
+      pairs=10, shard_size=10, length=4, vocab_size=16, num_classes=3,
+      provenance=made_of | provenance,
+  ))
+  indices = np.random.default_rng(0).choice([3, 7, 12], size=(10, 4))
+  writer.write(0, seed=0, label=np.arange(10) % 3, indices=indices)
+  writer.finalize()
+  return indices
+
+
+def direct(exports, family, chosen):
+  """A jitted `(noise, keys, labels, cumulative)` -> images, by `sampling`."""
+  lib = LIBS[family]
+  models, params = zip(*(
+      checkpoint.load(exports / family / n)
+      for n in ('student', 'teacher', 'vae')
+  ), strict=True)
+
+  @jax.jit
+  def images(params, noise, keys, labels, cumulative):
+    by_lot = lib.categorical(keys)
+    if 'skip' in chosen:
+      fill = None
+      if 'pairs' in chosen:
+        after = jax.vmap(jax.random.fold_in, (0, None))(keys, 4)
+        fill = baselines.sample_last(after, cumulative, 2)
+      return lib.skip_n(
+          *models[1:], *params[1:], labels, by_lot, skip=chosen['skip'],
+          fill=fill, **SETTINGS,
+      )
+    options = {'prefill_mask': 'full'} if 'prefill_mask' in chosen else {}
+    start, resume = chosen['involved']
+    out = lib.teacher_involved(
+        *models, *params, noise, labels, by_lot, start=start, resume=resume,
+        split=chosen['split'], **options, **SETTINGS,
+    )
+    return lib.images_from_codes(models[2], params[2], out['codes'])
+
+  return functools.partial(images, params)
+
+
+@pytest.mark.parametrize('family, fields, other', [
+    ('llamagen', {'involved': [1, 3], 'split': 2}, None),
+    ('var', {'involved': [2, 3], 'split': 3, 'prefill_mask': 'full'},
+     {'involved': [2, 3], 'split': 3}),
+    ('llamagen', {'skip': 2}, None),
+    ('llamagen', {'skip': 2, 'pairs': True}, {'skip': 2}),
+    ('var', {'skip': 1}, None),
+], ids=str)
+def test_what_teachers_and_students_make_is_what_sampling_makes(
+    exports, tmp_path, monkeypatch, family, fields, other
+):
+  monkeypatch.setattr(evaluate_fid, '_PAIRS', 4)  # of ten: in three parts
+  indices = write_pairs(exports, tmp_path / 'pairs')
+  folder = exports / family
+  networks = {
+      'student': str(folder / ('student' if 'split' in fields else 'teacher')),
+      'vae': str(folder / 'vae'),
+  }
+  if 'split' in fields:
+    networks['teacher'] = str(folder / 'teacher')
+  if 'pairs' in fields:
+    networks['pairs'] = str(tmp_path / 'pairs')
+  _, files = run(
+      exports, tmp_path / 'run', 'adm_npz', **SETTINGS, **fields | networks
+  )
+  with np.load(files / 'samples.npz') as saved:
+    pixels = saved['arr_0'].astype(int)
+
+  def expected(chosen):
+    ids = np.arange(20, dtype=np.uint32)
+    model = build.build_model(FAMILIES[family]['teacher'])
+    found = direct(exports, family, chosen)(
+        programs.fresh_noise(model, 3, ids), programs.fresh_keys(3, ids),
+        (ids % 3).astype(np.int32),
+        baselines.fit(indices, 16).cumsum(1, dtype=np.int32),
+    )
+    return adm.to_uint8(np.asarray(found)).astype(int)
+
+  assert pixels.std() > 1
+  assert np.abs(pixels - expected(fields)).max() <= 1
+  if other:
+    assert np.abs(pixels - expected(other)).max() > 1
+  row = json.loads((files / 'adm.json').read_text())
+  assert set(row['hashes']) == {*networks, 'samples'}
+  if 'pairs' in fields:
+    manifest = pairs_lib.read_manifest(tmp_path / 'pairs')
+    assert row['hashes']['pairs'] == manifest.sha256
+  if 'split' in fields:
+    assert row['hashes']['teacher'] == (
+        checkpoint.describe(folder / 'teacher')['hash']
+    )
+
+
+INVOLVED = {'involved': [1, 3], 'split': 2, 'teacher': 'llamagen/teacher'}
+OF_TEACHER = {'student': 'llamagen/teacher'}
+
+
+@pytest.mark.parametrize('fields, message', [
+    (INVOLVED | {'involved': [1]}, r'involved=\(1,\): expected \(start, r'),
+    (INVOLVED | {'teacher': None}, 'teacher=None: name both'),
+    (INVOLVED | {'involved': []}, r'involved=\(\) and teacher=.*: name both'),
+    ({'prefill_mask': 'full'}, 'is of a teacher that is involved'),
+    (OF_TEACHER | {'pairs': 'x'}, r"pairs='x' stand .*name how many \(skip"),
+    (INVOLVED | {'involved': [3, 1]}, r'student: involved=\(3, 1\): expected'),
+    (INVOLVED | {'involved': [1, 5]}, r'start < resume <= 4'),
+    (INVOLVED | {'t_list': [0, 3]}, 'needs split, and no t_list'),
+    (INVOLVED | {'split': None}, 'needs split, and no t_list'),
+    (INVOLVED | {'split': 5}, r'split=5 must lie in \[0, 4\]'),
+    (INVOLVED | {'prefill_mask': 'full'},
+     r"'full': for a 'dd_llamagen' it is one of \['causal'\]"),
+    (INVOLVED | {'teacher': 'llamagen/student'}, 'no teacher of a'),
+    (INVOLVED | {'teacher': 'llamagen/vae'}, "holds a 'llamagen_vq', which is"),
+    (INVOLVED | {'teacher': 'var/teacher'}, "no teacher of a 'dd_llamagen'"),
+    ({'student': 'var/student', 'vae': 'var/vae', 'involved': [0, 1],
+      'split': 1, 'teacher': 'teacher'},
+     r'var/student: patch_nums is \(1, 2\) there and \(1, 1, 2\) here'),
+    (INVOLVED | OF_TEACHER, 'is a teacher; name the student there, and'),
+    (INVOLVED | {'skip': 1}, 'skip=1 is of a teacher; .* is a student'),
+    ({'t_list': [0], 'split': 1, 'skip': 1}, 'skip=1 is of a teacher'),
+    (OF_TEACHER | {'skip': 4}, r'teacher: skip=4 must lie in \[1, 3\]'),
+    (OF_TEACHER | {'skip': -1}, r'skip=-1 must lie in \[1, 3\]'),
+    ({'student': 'var/teacher', 'vae': 'var/vae', 'skip': 1, 'pairs': 'x'},
+     "nothing stands for what a 'var' skips; leave pairs out"),
+    ({'student': 'denoiser', 'vae': None, 'steps': 3, 'skip': 1},
+     'split, involved, skip and cfg'),
+    ({'student': 'denoiser', 'vae': None, 'steps': 3, 'involved': [0, 1],
+      'teacher': 'denoiser'}, 'split, involved, skip and cfg'),
+], ids=str)
+def test_steps_of_nobody_are_refused_before_anything_is_read(
+    exports, tmp_path, monkeypatch, fields, message
+):
+  monkeypatch.setattr(build, 'load_frozen', None)
+  fields = {'student': 'llamagen/student', 'vae': 'llamagen/vae'} | fields
+  for name in ('student', 'vae', 'teacher'):
+    if fields.get(name):
+      fields[name] = str(exports / fields[name])
+  with pytest.raises(ValueError, match=message):
+    run(exports, tmp_path, **fields)
+
+
+def test_pairs_of_another_teacher_are_refused(exports, tmp_path, monkeypatch):
+  monkeypatch.setattr(build, 'load_frozen', None)
+  write_pairs(exports, tmp_path / 'pairs', teacher='f' * 64)
+  with pytest.raises(ValueError, match='made with the teacher ffff'):
+    run(exports, tmp_path / 'run', 'adm_npz', skip=1,
+        student=str(exports / 'llamagen/teacher'),
+        vae=str(exports / 'llamagen/vae'), pairs=str(tmp_path / 'pairs'))
+
+
+@pytest.mark.parametrize('fields', [
+    {'student': 'student', 'teacher': 'teacher', 'involved': [1, 3],
+     'split': 2},
+    {'student': 'teacher', 'skip': 2, 'pairs': 'pairs'},
+], ids=str)
+def test_what_they_make_together_can_be_planned(exports, tmp_path, fields):
+  write_pairs(exports, tmp_path / 'pairs')
+  folder = exports / 'llamagen'
+  paths = {n: str(folder / fields[n]) for n in ('student', 'teacher')
+           if n in fields}
+  if 'pairs' in fields:
+    paths['pairs'] = str(tmp_path / 'pairs')
+  config = {
+      'name': 'x', 'seed': 3, 'mesh': {'data': -1}, 'rules': 'dp',
+      'stages': {'score': {
+          'kind': 'adm_npz', 'vae': str(folder / 'vae'), 'batch_size': 8,
+          **SETTINGS, **fields, **paths,
+      }},
+  }
+  (program,) = plan.programs(config, plan.make_target('cpu:8'))
+  assert set(program.held) == {'student', 'vae'} | (
+      {'cumulative'} if 'pairs' in fields else {'teacher'}
+  )
+  (out,) = jax.tree.leaves(program.trace().out_info)
+  assert out.shape == (8, 4, 4, 1)
 
 
 @pytest.mark.parametrize('fields, message', [

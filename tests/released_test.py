@@ -522,20 +522,23 @@ def test_stages_that_the_page_adds():
       if stage.kind == 'convert':
         assert made.folder == 'w' and released.release_of(made.paths[0])
         continue
-      source = parsed[made.student.removeprefix('stage:')]
-      network = (
-          source.config['roles']['student']['model']
-          if source.kind == 'train' else dict(
-              released.known_fields(released.convert_config(
-                  source.config, source.name
-              )), name=source.config['family'],
+      networks = {}
+      for role in ('student', 'teacher'):
+        if (ref := getattr(made, role)) is not None:
+          source = parsed[ref.removeprefix('stage:')]
+          networks[role] = build.build_model(
+              source.config['roles']['student']['model']
+              if source.kind == 'train' else dict(
+                  released.known_fields(released.convert_config(
+                      source.config, source.name
+                  )), name=source.config['family'],
+              )
           )
-      )
       evaluate_fid.check(
-          made, build.build_model(network), name,
-          sharding.make_mesh({'data': -1}),
+          made, networks['student'], name, sharding.make_mesh({'data': -1}),
+          networks.get('teacher'),
       )
-  assert sorted(added) == ['adm_npz', 'convert', 'fid']
+  assert sorted(added) == ['adm_npz', *['convert'] * 2, *['fid'] * 3]
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from dd_jax.sampling import guidance, steps
 greedy = steps.greedy
 categorical = steps.categorical
 INVOLVED = {'causal': {}}  # ways to run `teacher_involved`, by name
+FILLS = True  # whether `skip_n` has something stand for what is missing
 
 
 def rollout(

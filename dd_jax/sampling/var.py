@@ -17,6 +17,7 @@ greedy = steps.greedy
 categorical = steps.categorical
 # Ways to run `teacher_involved`, by name: the teacher's view of its prefix.
 INVOLVED = {mask: {'prefill_mask': mask} for mask in ('causal', 'full')}
+FILLS = False  # whether `skip_n` has something stand for what is missing
 
 
 def rollout(
