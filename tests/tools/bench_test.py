@@ -13,12 +13,19 @@ import runpy
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from dd_jax import build
 from dd_jax.methods import dmd2
-from dd_jax.tools.bench import jax_dmd2, program, runner, workloads
+from dd_jax.tools.bench import (
+    jax_dmd2,
+    jax_side,
+    program,
+    runner,
+    workloads,
+)
 from tests.command import COMPILE_FAST
 from tests.tools import convert_test
 
@@ -160,6 +167,30 @@ def test_torch_agrees_on_updates_of_both_networks(tmp_path, model):
       (row, variant) for row in ('critic', 'student')
       for variant in ('eager', 'compile')
   }
+
+
+# Parameters of the released files: teacher, student, tokenizer.
+@pytest.mark.parametrize('arg, sizes', [
+    ('b', (110_888_448, 98_321_672, 71_883_403)),
+    ('l', (342_910_976, 326_155_272, 71_883_403)),
+])
+def test_networks_of_llamagen_are_those_of_its_configs(arg, sizes):
+  path = convert_test.ROOT / 'configs/dd_llamagen.py'
+  stages = runpy.run_path(str(path))['get_config'](arg).to_dict()['stages']
+  name = f'llamagen_{arg}'
+  found = workloads.SIZES[name]
+  assert found.split == stages['student']['method']['split']
+  assert found.sampling == {
+      k: stages['trajectories'][k] for k in ('cfg', 'top_k', 'top_p')
+  }
+  for network, size in zip(('teacher', 'student', 'vae'), sizes, strict=True):
+    shapes = jax_side.build(name, network).abstract()
+    assert sum(x.size for x in jax.tree.leaves(shapes)) == size
+  # Traced for shapes, with nothing made: the rows that a run would time.
+  flops = {row: jax_side.count(row, name) for row in workloads.rows(name)}
+  assert min(flops.values()) > 1e9
+  # Guided: for each token two rows, where the student has one.
+  assert 1.5 < flops['teacher'] / flops['student'] < 2.5
 
 
 def test_networks_of_dmd2_are_those_of_its_configs():

@@ -148,6 +148,12 @@ SIZES: Mapping[str, Size | Denoisers] = {
         codes=(16384, 8), latent_size=16, z_channels=256, ch=128,
         ch_mult=(1, 1, 2, 2, 4), top_k=8000, split=80, tolerance=1e-4,
     ),
+    # And LlamaGen-L, of configs/dd_llamagen.py:l.
+    'llamagen_l': _llamagen(
+        depth=24, width=1024, heads=16, mlp_width=2816, classes=1000,
+        codes=(16384, 8), latent_size=16, z_channels=256, ch=128,
+        ch_mult=(1, 1, 2, 2, 4), top_k=8000, split=130, tolerance=1e-4,
+    ),
     'dmd2_smoke': _dmd2(
         'edm_unet', 2e-5, image_size=8, image_channels=1, ch=16,
         ch_mult=(1, 2), res_blocks=1, attention=(8,), head_dim=16,
