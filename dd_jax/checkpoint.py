@@ -324,6 +324,40 @@ def describe(path: epath.PathLike) -> dict[str, Any]:
   return meta
 
 
+def tokenizer_of(meta: Mapping[str, Any]) -> str | None:
+  """Hash of the tokenizer that a described network was trained with.
+
+  None where its description does not say: networks of released files, and those
+  that need none.
+  """
+  return meta['source'].get('frozen', {}).get('vae')
+
+
+def check_own_tokenizer(
+    network: epath.PathLike, vae: epath.PathLike, advice: str = 'name that one'
+) -> None:
+  """Raises where a network was trained with another tokenizer.
+
+  One of the same sizes would be taken without a word, and give images of codes
+  that mean something else. What does not say its tokenizer passes.
+
+  Args:
+    network: export folder of a teacher or a student.
+    vae: export folder of a tokenizer.
+    advice: what to do, for the message.
+
+  Raises:
+    FileNotFoundError: no export there.
+    ValueError: names both folders and hashes.
+  """
+  wanted, found = tokenizer_of(describe(network)), describe(vae)['hash']
+  if wanted not in (None, found):
+    raise ValueError(
+        f'{vae} ({found[:12]}) is not the tokenizer that {network} was trained '
+        f'with ({wanted[:12]}); {advice}'
+    )
+
+
 def load_params(
     path: epath.PathLike, shardings: Any = None, dtype: Any = None
 ) -> Params:

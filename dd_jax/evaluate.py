@@ -223,6 +223,10 @@ def run(context: Context) -> dict[str, Any]:
 
   Returns:
     `artefact`, the folder of the report, and `hashes` of its figures.
+
+  Raises:
+    ValueError: networks, pairs or captions that do not go together.
+    Preempted: SIGTERM came between two rows.
   """
   config = config_lib.make(EvaluateConfig, context.config, context.name)
   mesh = context.mesh
@@ -232,6 +236,10 @@ def run(context: Context) -> dict[str, Any]:
   refs = {
       n: getattr(config, n) for n in ('teacher', 'student', 'vae', 'judge')
   }
+  for name in ('teacher', 'student'):
+    checkpoint.check_own_tokenizer(
+        *map(context.resolve, (refs[name], refs['vae']))
+    )
   models, params = build.load_frozen(
       refs, context.resolve, mesh, judging.RULES
   )

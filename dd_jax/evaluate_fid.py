@@ -413,6 +413,11 @@ def load(
     there = checkpoint.describe(context.resolve(config.teacher))
     teacher = registry.get('models', there['family'])(there['config'])
   check(config, student, context.name, context.mesh, teacher)
+  if config.vae is not None:
+    for ref in filter(None, (config.student, config.teacher)):
+      checkpoint.check_own_tokenizer(
+          *map(context.resolve, (ref, config.vae))
+      )
   counts = None
   if config.pairs is not None:
     counts = _count_codes(context, config, student)

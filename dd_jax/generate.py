@@ -141,7 +141,8 @@ def run(context: Context) -> dict[str, Any]:
     `artefact`, the folder of the pairs, and `hashes` of their manifest.
 
   Raises:
-    ValueError: batch or shard sizes that do not fit the mesh or each other.
+    ValueError: batch or shard sizes that do not fit the mesh or each other, or
+      a tokenizer that is not the teacher's.
     Preempted: SIGTERM came between two shards.
   """
   clock = metrics.Clock()
@@ -159,6 +160,9 @@ def run(context: Context) -> dict[str, Any]:
         f'{context.name}: shard_size={config.shard_size} is not a multiple of '
         f'batch_size={config.batch_size}'
     )
+  checkpoint.check_own_tokenizer(
+      *map(context.resolve, (config.teacher, config.vae))
+  )
   models, params = build.load_frozen(
       {'teacher': config.teacher, 'vae': config.vae}, context.resolve, mesh,
       context.rules,

@@ -246,17 +246,15 @@ def load(
                      'teacher')
   kind = _VAES[_STUDENTS.get(family, family)]
   source = meta['source']
-  wanted = source.get('frozen', {}).get('vae')
+  wanted = checkpoint.tokenizer_of(meta)
   vae = _find_vae(export, kind, wanted) if vae is None else epath.Path(vae)
   vae_meta = _describe(vae)
   if vae_meta['family'] != kind:
     raise ValueError(f'{vae} holds a {vae_meta["family"]!r}, no tokenizer '
                      f'({kind})')
-  if wanted not in (None, vae_meta['hash']):
-    raise ValueError(
-        f'{vae} is not the tokenizer that {export} was trained with; leave '
-        'it out to find that one in the run'
-    )
+  checkpoint.check_own_tokenizer(
+      export, vae, 'leave it out to find that one in the run'
+  )
   hint = ''
   if t_set is None:
     trained = source.get('method', {}).get('t_set')

@@ -180,6 +180,15 @@ def test_fid_is_of_captions_too(made, tmp_path, monkeypatch):
   )
 
 
+def test_a_tokenizer_of_another_network(made, tmp_path):
+  checkpoint.export(
+      tmp_path / 'student', *checkpoint.load(made / 'student'),
+      {'frozen': {'vae': 'f' * 64}},
+  )
+  with pytest.raises(ValueError, match='is not the tokenizer that .*/student'):
+    run(made, tmp_path / 'run', student=str(tmp_path / 'student'), **STUDENT)
+
+
 @pytest.mark.parametrize('fields, message', [
     ({'captions': None}, 'score: a CLIP score is of captions; name a set'),
     ({'student': 'by_class'}, 'captions=.*: the network takes classes'),

@@ -437,6 +437,21 @@ def test_wrong_settings_are_refused(exports, tmp_path, fields, message):
     run(exports, tmp_path, **fields)
 
 
+@pytest.mark.parametrize('kind', ['fid', 'adm_npz'])
+@pytest.mark.parametrize('name, fields', [
+    ('student', {'t_list': [0], 'split': 1}), ('teacher', {}),
+])
+def test_a_tokenizer_of_another_network(exports, tmp_path, name, fields, kind):
+  checkpoint.export(
+      tmp_path / name, *checkpoint.load(exports / name),
+      {'frozen': {'vae': 'f' * 64}},
+  )
+  with pytest.raises(
+      ValueError, match=rf'/vae \(.*\) is not the tokenizer that .*/{name} was'
+  ):
+    run(exports, tmp_path / 'run', kind, student=str(tmp_path / name), **fields)
+
+
 def test_other_networks_are_refused(exports, tmp_path):
   teacher = str(exports / 'teacher')
   for name, value in ('t_list', [0]), ('split', 1):

@@ -8,13 +8,22 @@ import dataclasses
 import functools
 import types
 
+from etils import epath
 import jax
 import numpy as np
 import pytest
 
-from dd_jax import build, evaluate, generate, programs, sharding
+from dd_jax import (
+    build,
+    checkpoint,
+    evaluate,
+    generate,
+    programs,
+    sharding,
+)
 from dd_jax.evals import baselines
 from dd_jax.sampling import llamagen as sampling
+from dd_jax.stages import Context
 from tests import released_files
 
 GPT = dict(
@@ -188,3 +197,21 @@ def test_a_pair_of_a_caption_counts_for_its_class(case):
       vae, params, vae.fns['codes'](params, sequences[wanted])
   ), atol=1e-5)
   assert len(np.unique(images, axis=0)) == 3
+
+
+@pytest.mark.parametrize('stranger', ['teacher', 'student'])
+def test_a_tokenizer_that_is_not_their_own(case, tmp_path, stranger):
+  digest = checkpoint.export(
+      tmp_path / 'vae', case.models['vae'], case.params['vae'], {}
+  )
+  for name in ('teacher', 'student'):
+    checkpoint.export(tmp_path / name, case.models[name], case.params[name], {
+        'frozen': {'vae': 'f' * 64 if name == stranger else digest},
+    })
+  config = dict(
+      {name: str(tmp_path / name) for name in NETWORKS}, judge='', pairs='',
+      reference={}, students=STUDENTS,
+  )
+  folder = epath.Path(tmp_path)
+  with pytest.raises(ValueError, match=f'not the tokenizer .*/{stranger} was'):
+    evaluate.run(Context('x', config, folder, folder, 0, MESH, 'dp'))

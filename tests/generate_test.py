@@ -171,3 +171,16 @@ def test_one_program_makes_the_same_pairs_on_many_devices(case, caplog):
   assert len(compiled) == 1
   same = pairs['indices'] == case.pairs['indices']
   assert same.mean() >= AGREEMENT
+
+
+def test_a_tokenizer_of_the_same_sizes_that_is_not_the_teachers(
+    case, tmp_path
+):
+  checkpoint.export(
+      tmp_path / 'teacher', case.teacher, case.tp, {'frozen': {'vae': 'f' * 64}}
+  )
+  (tmp_path / 'vae').symlink_to(case.folder / 'vae')
+  other = types.SimpleNamespace(**vars(case) | {'folder': epath.Path(tmp_path)})
+  with pytest.raises(ValueError, match='vae .*is not the tokenizer that .*/te'):
+    make_pairs(other, 'one', dict(data=1), 'dp')
+  assert not (tmp_path / 'one').exists()
