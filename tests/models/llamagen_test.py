@@ -13,6 +13,7 @@ import pytest
 
 from dd_jax import sharding
 from dd_jax.convert import table
+from dd_jax.models.layers import CodeHead
 from dd_jax.models.llamagen import convert, model, student
 from tests.golden import golden_cases
 from tests.golden import llamagen_networks as networks
@@ -321,6 +322,79 @@ def test_padding_of_captions_does_not_matter(build):
   assert change(jax.tree.map(lambda x: x[:, 1:], condition)) < 1e-5
   assert change(condition | {'mask': jnp.ones((2, 5), bool)}) > 1e-3
   assert change(condition | {'features': 2 * condition['features']}) > 1e-3
+
+
+def gelu(x):
+  x = np.asarray(x, np.float64)
+  return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+# The release has no students of captions: no golden case has these two.
+def test_the_mean_of_a_caption_modulates_the_code_head():
+  net = student.build(CAPTIONS)
+  params = random_params(net)
+  # Blocks that add nothing: what enters them is what the head reads.
+  for branch in (params['layers']['attn']['proj'], params['layers']['down']):
+    branch['kernel'] = jnp.zeros_like(branch['kernel'])
+  condition, _, x = inputs(net)
+  offset = np.array([0, 5])
+  out = jax.jit(net.apply)(params, x, condition, jnp.asarray(offset))['codes']
+  mask, caption = np.asarray(condition['mask']), params['condition']
+  assert mask.sum(1).tolist() == [4, 3]  # neither all slots nor one
+  slots = gelu(condition['features'] @ caption['fc1']['kernel'])
+  slots = slots @ np.asarray(caption['fc2']['kernel'])
+  mean = np.stack([rows[valid].mean(0) for rows, valid in zip(
+      slots, mask, strict=True
+  )])
+  embed = params['code_embed']
+  is_data = (np.arange(9)[None] < offset[:, None]).astype(int)
+  tokens = x @ embed['kernel'] + embed['bias'][None, None]
+  tokens += params['flag_embed']['embedding'][is_data]
+  expected = CodeHead(6, 0.02).apply(
+      {'params': params['code_head']}, tokens, jnp.asarray(mean, jnp.float32)
+  )
+  np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_slots_of_a_caption_have_the_flag_of_data():
+  net = student.build(CAPTIONS)
+  params = random_params(net)
+  condition, _, x = inputs(net)
+  features = condition['features'].at[..., 0].set(1.0)
+  condition = condition | {'features': features}
+  caption = params['condition']
+  # A hidden unit that is the same for every slot.
+  fc1 = caption['fc1']['kernel'].at[:, 0].set(0.0).at[0, 0].set(1.0)
+  caption['fc1']['kernel'] = fc1
+  forward = jax.jit(net.apply)
+
+  def logits(params):
+    return forward(params, x, condition, jnp.zeros(2, jnp.int32))['logits']
+
+  def replaced(params, path, value):
+    name, *rest = path
+    below = replaced(params[name], rest, value) if rest else value
+    return params | {name: below}
+
+  # Flags by hand instead: noise at all tokens, data at all of the caption.
+  noise, data = params['flag_embed']['embedding']
+  by_hand = replaced(params, ('flag_embed', 'embedding'), jnp.zeros((2, 32)))
+  by_hand = replaced(
+      by_hand, ('code_embed', 'bias'), params['code_embed']['bias'] + noise
+  )
+  by_hand = replaced(
+      by_hand, ('condition', 'fc2', 'kernel'),
+      caption['fc2']['kernel'].at[0].add(data / gelu(1.0)),
+  )
+  np.testing.assert_allclose(
+      logits(params), logits(by_hand), rtol=1e-4, atol=1e-4
+  )
+  # From noise alone, nothing but the caption has the flag of data.
+  moved = replaced(
+      params, ('flag_embed', 'embedding'), jnp.stack([noise, data + 1])
+  )
+  change = jnp.abs(logits(moved) - logits(params)).max(-1)
+  assert (change > 1e-3).all()
 
 
 def test_null_conditions():
