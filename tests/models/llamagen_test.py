@@ -17,6 +17,7 @@ from dd_jax.models.layers import CodeHead
 from dd_jax.models.llamagen import convert, model, student
 from tests.golden import golden_cases
 from tests.golden import llamagen_networks as networks
+from tests.usage import bounded
 
 TINY = {
     'num_classes': 5, 'depth': 2, 'width': 32, 'heads': 4, 'latent_size': 3,
@@ -62,6 +63,7 @@ def test_teacher_forced_logits_match_the_original(name, field):
     ('llamagen_gpt_c2i_L', 'teacher_forced_logits'),
     ('llamagen_gpt_t2i_L', 'teacher_forced_logits_no_mask'),
 ])
+@bounded(seconds=300, gigabytes=8)
 def test_teacher_forced_logits_of_size_l_match_the_original(name, field):
   case, net, _, params = golden(name)
   logits = networks.fast_jit(net.apply)(
@@ -94,6 +96,7 @@ def test_both_heads_of_the_student_match_the_original():
 
 
 @pytest.mark.slow
+@bounded(seconds=300, gigabytes=8)
 def test_both_heads_of_the_student_of_size_l_match_the_original():
   check_heads(
       'dd_llamagen_L', networks.fast_jit, 2e-3, np.s_[:, ::16, ::64]

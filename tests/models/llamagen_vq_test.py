@@ -19,6 +19,7 @@ from dd_jax.models.llamagen_vq import convert, model
 from dd_jax.models.vqvae import model as vqvae
 from tests.golden import golden_cases
 from tests.golden import llamagen_networks as networks
+from tests.usage import bounded
 
 SMALL = dict(
     image_size=8, image_channels=1, ch=8, ch_mult=[1, 2], res_blocks=1,
@@ -97,6 +98,7 @@ def test_golden():
 
 
 @pytest.mark.slow
+@bounded(seconds=300, gigabytes=3)
 def test_golden_at_the_released_size():
   assert check_golden('llamagen_vq_L', networks.fast_jit, 2e-3, 4) >= 0.99
 

@@ -22,6 +22,7 @@ from dd_jax.sampling import llamagen as sampling
 from tests.golden import golden_cases
 from tests.golden import llamagen_networks as networks
 from tests.sampling import distributions
+from tests.usage import bounded
 
 SIZES = {
     'num_classes': 5, 'depth': 1, 'width': 32, 'heads': 2, 'latent_size': 3,
@@ -138,6 +139,7 @@ def test_few_steps_match_the_original():
 
 
 @pytest.mark.slow
+@bounded(seconds=300, gigabytes=8)
 def test_few_steps_of_size_l_match_the_original():
   assert check_few_steps('dd_llamagen_L', networks.fast_jit, 2e-3, 4) >= 0.99
 
