@@ -18,8 +18,8 @@ Arguments after the colon:
               the students of the paper's release: files -> FID.
   t2i_xl      LlamaGen-XL by caption: files and your prompts -> captions ->
               pairs -> student -> CLIP scores. Prompts are lines of
-              config.prompts, and those of the scores of
-              config.heldout_prompts.
+              config.prompts (.jsonl, or .txt without JSON), and those of the
+              scores of config.heldout_prompts.
 Released files are looked for in config.weights; docs/released_weights.md says
 which, and so does a run that misses them.
 """
@@ -139,7 +139,7 @@ def _released(name: str) -> ConfigDict:
     def encode(prompts: str) -> dict:
       return dict(
           kind='captions', encoder='stage:encoder',
-          prompts=dict(source='jsonl', path=config.get_ref(prompts)),
+          prompts=dict(source='file', path=config.get_ref(prompts)),
           tokenizer=dict(
               name='t5', path=folder + '/flan-t5-xl/tokenizer.json'
           ),

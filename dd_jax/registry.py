@@ -127,6 +127,7 @@ TABLES: dict[str, dict[str, str]] = {
     # Captions: (**config) -> data.prompts.Prompts.
     'prompts': {
         'digit_words': 'dd_jax.data.prompts:digit_words',
+        'file': 'dd_jax.data.prompts:read',
         'jsonl': 'dd_jax.data.prompts:jsonl',
         'text': 'dd_jax.data.prompts:text',
     },

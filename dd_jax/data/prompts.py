@@ -54,6 +54,12 @@ class Prompts:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def read(path: str | os.PathLike[str]) -> Prompts:
+  """As `text` where the name ends with .txt, as `jsonl` elsewhere."""
+  suffix = pathlib.Path(path).suffix.lower()
+  return text(path) if suffix == '.txt' else jsonl(path)
+
+
 def jsonl(path: str | os.PathLike[str]) -> Prompts:
   """Lines of JSON: {"prompt": "a cat"} or {"prompt": "a cat", "label": 3}.
 

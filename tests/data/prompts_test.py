@@ -8,6 +8,7 @@ import re
 
 import pytest
 
+from dd_jax import registry
 from dd_jax.data import prompts
 
 
@@ -45,6 +46,19 @@ def test_text(tmp_path):
   assert found.texts == ('a cat', 'an ünicode dog')
   assert found.labels is None
   assert found.where[1].endswith('p.txt:2')
+
+
+@pytest.mark.parametrize('name, plain', [
+    ('p.txt', True), ('p.TXT', True), ('p.jsonl', False), ('p', False),
+])
+def test_the_name_of_a_file_says_how_to_read_it(tmp_path, name, plain):
+  read = registry.get('prompts', 'file')
+  line = '{"prompt": "a cat"}'
+  found = read(path=write(tmp_path, line, name))
+  assert found.texts == ((line if plain else 'a cat'),)
+  if not plain:
+    with pytest.raises(ValueError, match=f'{name}:1: not JSON'):
+      read(path=write(tmp_path, 'a cat', name))
 
 
 @pytest.mark.parametrize('line, message', [
