@@ -44,6 +44,11 @@ _COMMON = {
     'llamagen': (('latent_size', 'latent_size'), ('vocab_size', 'vocab_size'),
                  ('code_dim', 'code_dim')),
 }
+# What the steps of a student are counted in, and those of a release.
+_STEPS = {
+    'dd_var': ('scales', '0,5 for VAR-d16'),
+    'dd_llamagen': ('tokens', '0,80 for LlamaGen'),
+}
 # Fields of a stage of captions that say how it encodes.
 _HOW = ('encoder', 'tokenizer', 'caption_length', 'dtype')
 _BATCH = 16  # images at once; decoding large ones takes memory
@@ -258,10 +263,11 @@ def load(
   hint = ''
   if t_set is None:
     trained = source.get('method', {}).get('t_set')
-    if trained is None:
-      hint = ('; its export does not say how it was trained: name the scales '
-              'that are data when each step begins (--t_set, or t_set=; 0,5 '
-              'for VAR-d16)')
+    if trained is None and family in _STEPS:
+      what, released = _STEPS[family]
+      hint = (f'; its export does not say how it was trained: name the {what} '
+              'that are data when each step begins (--t_set, or t_set=; '
+              f'{released})')
     t_set = sorted(set(trained or (0,)))
   model = registry.get('models', family)(meta['config'])
   open_text = _find_text(export, model, captions, encoder, tokenizer)
@@ -277,8 +283,7 @@ def load(
     steps_lib.check_choice(model.config, t_set, split, 't_set')
   params, vae_params = map(checkpoint.load_params, (export, vae))
   return Sampler(
-      model, params, vae_model, vae_params, t_set, split, open_text,
-      hint if family in _STUDENTS else '',
+      model, params, vae_model, vae_params, t_set, split, open_text, hint
   )
 
 

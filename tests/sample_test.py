@@ -365,6 +365,19 @@ def test_an_export_that_does_not_say_how_it_was_trained(run, tmp_path):
     sample.load(copy)
 
 
+@pytest.mark.parametrize('family, vae, hint', [
+    ('dd_var', 'tokenizer/export/tokenizer-1',
+     'name the scales that .*; 0,5 for VAR-d16'),
+    ('dd_llamagen', 'vae/export/vae-1',
+     'name the tokens that .*; 0,80 for LlamaGen'),
+])
+def test_the_steps_of_a_release(run, llamagen, tmp_path, family, vae, hint):
+  folder = {'dd_var': run, 'dd_llamagen': llamagen / 'by_class'}[family]
+  copy = edit(folder / 'student/export/student-1', tmp_path)
+  with pytest.raises(ValueError, match=hint):
+    sample.load(copy, folder / vae)([0], steps=2)
+
+
 def test_a_tokenizer_of_another_size(run, tmp_path):
   export(tmp_path / 'vae', VAE | {'vocab_size': 7}, 0)
   copy = edit(run / 'student/export/student-1', tmp_path)
