@@ -48,7 +48,9 @@ EXTRAS = {
     'data': DATA,
     'eval': ['sacrebleu'],
     'hub': ['huggingface_hub'],
-    'parity': ['diffusers', 'torch==2.13.0', 'transformers'],
+    'parity': [
+        'diffusers', 'sentencepiece', 'torch==2.13.0', 'transformers',
+    ],
     'test': [*DATA, 'pytest', 'pytest-xdist', 'ruff'],
     'text': ['sentencepiece', 'tokenizers'],
     'tpu': ['jax[tpu]'],
