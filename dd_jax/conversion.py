@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 from typing import Any
@@ -269,7 +270,9 @@ def restore(
   """Writes the file(s) that an export was made from.
 
   Names, order, types, wrapper and prefix are those of the original. An export
-  that was trained here is laid out as its family's released file.
+  that was trained here is laid out as its family's released file. Several
+  `.safetensors` made of several get the index beside them that names them, as
+  Hugging Face has it.
 
   Args:
     export: folder of an export.
@@ -278,8 +281,9 @@ def restore(
     name: of the family; None takes that of the record or of the model.
 
   Raises:
-    ValueError: no family writes this network, another number of files, or
-      anything that differs from what is expected.
+    ValueError: no family writes this network, another number of files, an
+      index that is there and names others, or anything that differs from what
+      is expected.
   """
   export = epath.Path(export)
   meta = checkpoint.describe(export)
@@ -316,12 +320,20 @@ def restore(
         f'{export} was made from {len(parts)} file(s), but --output names '
         f'{len(outputs)}'
     )
+  specs = [
+      _specs(part, output, made, extra)
+      for part, output in zip(parts, outputs, strict=True)
+  ]
+  sharded = {part.get('format') for part in parts} == {'safetensors'}
+  index = _index(outputs, specs) if sharded else {}
   with console.Progress('restore', len(groups) * len(parts)) as bar:
     for i, (part, output) in enumerate(zip(parts, outputs, strict=True)):
       _restore_part(
-          part, pathlib.Path(output), groups, made, extra,
+          part, pathlib.Path(output), specs[i], groups, made, extra,
           lambda done, i=i: bar.update(i * len(groups) + done),
       )
+  for path, text in index.items():
+    path.write_text(text)
 
 
 def _with_tied(group: table.Group, tied: Mapping[str, str]) -> table.Group:
@@ -338,19 +350,55 @@ def _with_tied(group: table.Group, tied: Mapping[str, str]) -> table.Group:
   return table.Group({**group.shapes, **shapes}, group.dtype, make)
 
 
-def _restore_part(
-    part: Mapping[str, Any], output: pathlib.Path,
-    groups: Sequence[table.Group], made: writers.Specs,
-    extra: Mapping[str, Any], progress: Callable[[int], None],
-) -> None:
+def _specs(
+    part: Mapping[str, Any], output: str, made: writers.Specs,
+    extra: Mapping[str, Any],
+) -> writers.Specs:
+  """Every tensor of a file."""
   names = part['tensors']
   if lost := [n for n in names if n not in made and n not in extra]:
     raise ValueError(f'{output}: nothing makes tensor {lost[0]!r}')
-  prefix = part['prefix']
-  specs = {
-      prefix + n: made[n] if n in made else (extra[n].shape, np.dtype(dtype))
+  return {
+      part['prefix'] + n:
+          made[n] if n in made else (extra[n].shape, np.dtype(dtype))
       for n, dtype in names.items()
   }
+
+
+def _index(
+    outputs: Sequence[str], specs: Sequence[writers.Specs]
+) -> dict[pathlib.Path, str]:
+  """The index of several files, and where it goes; none of a single one."""
+  paths = [pathlib.Path(output) for output in outputs]
+  (folder, *others) = {path.parent for path in paths}
+  kinds = {path.suffix for path in paths}
+  if len(paths) == 1 or others or kinds != {'.safetensors'}:
+    return {}
+  total = sum(
+      math.prod(shape) * dtype.itemsize
+      for part in specs for shape, dtype in part.values()
+  )
+  text = json.dumps({
+      'metadata': {'total_size': total},
+      'weight_map': {
+          name: path.name
+          for path, part in zip(paths, specs, strict=True) for name in part
+      },
+  }, indent=1, sort_keys=True)
+  index = folder / 'model.safetensors.index.json'
+  if index.exists() and index.read_text() != text:
+    raise ValueError(
+        f'{index} names other files; remove it, or write to another folder'
+    )
+  return {index: text}
+
+
+def _restore_part(
+    part: Mapping[str, Any], output: pathlib.Path, specs: writers.Specs,
+    groups: Sequence[table.Group], made: writers.Specs,
+    extra: Mapping[str, Any], progress: Callable[[int], None],
+) -> None:
+  names, prefix = part['tensors'], part['prefix']
 
   def values() -> Iterator[tuple[str, np.ndarray]]:
     for done, group in enumerate(groups):

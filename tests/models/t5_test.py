@@ -214,10 +214,31 @@ def test_several_files_by_their_index(tmp_path):
   work = conversion.plan('t5', [index])
   conversion.write(work, tmp_path / 'export', {})
   assert sorted(conversion.file_hashes([index])) == sorted(parts)
-  outputs = [tmp_path / f'{i}.safetensors' for i in (0, 1)]
-  conversion.restore(tmp_path / 'export', outputs)
+  outputs = [tmp_path / f'back/{i}.safetensors' for i in (0, 1)]
+  for _ in range(2):  # the same again replaces them
+    conversion.restore(tmp_path / 'export', outputs)
   for output, members in zip(outputs, parts.values(), strict=True):
     assert_same(load(output), {k: tensors[k] for k in members})
+  again = tmp_path / 'back' / index.name
+  meta = json.loads(again.read_text())
+  assert meta['weight_map'] == {
+      k: f'{i}.safetensors'
+      for i, members in enumerate(parts.values()) for k in members
+  }
+  assert meta['metadata'] == {
+      'total_size': sum(v.nbytes for v in tensors.values())
+  }
+  assert readers.expand([again]) == tuple(outputs)
+  # The index of others is not replaced, nor anything written beside it.
+  with pytest.raises(ValueError, match='index.json names other files; remove'):
+    conversion.restore(
+        tmp_path / 'export', [tmp_path / f'{i}.safetensors' for i in (0, 1)]
+    )
+  assert not (tmp_path / '0.safetensors').exists()
+  # None where files are not side by side, or one by one.
+  apart = [tmp_path / f'{i}/{i}.safetensors' for i in (0, 1)]
+  conversion.restore(tmp_path / 'export', apart)
+  assert not list(tmp_path.glob('[01]/*.json'))
   (tmp_path / list(parts)[1]).unlink()
   with pytest.raises(ValueError, match='00002-of-00002.*No such file'):
     conversion.plan('t5', [index])
