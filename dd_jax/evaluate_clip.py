@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dd_jax import captions, console, evaluate_fid, sharding
+from dd_jax import captions, console, scoring, sharding
 from dd_jax import config as config_lib
 from dd_jax.evals import clip_score, fid
 from dd_jax.model import Model, Params
@@ -24,14 +24,14 @@ _JUDGES = ('clip',)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClipScoreConfig(evaluate_fid.SamplesConfig):
+class ClipScoreConfig(scoring.SamplesConfig):
   """A stage of kind 'clip_score'; figures are of one CLIP network.
 
   Attributes:
     clip: export folder of the CLIP network.
     tokenizer: `name`, an entry of `registry.TABLES['tokenizers']`, and its
       arguments; `length` is the network's if it is not there.
-    samples: see `evaluate_fid.SamplesConfig`.
+    samples: see `scoring.SamplesConfig`.
   """
 
   clip: str
@@ -56,7 +56,7 @@ def run(context: Context) -> dict[str, Any]:
         '(captions)'
     )
   began = time.monotonic()
-  models, params, conditions = evaluate_fid.load(context, config, _JUDGES)
+  models, params, conditions = scoring.load(context, config, _JUDGES)
   clip = models['clip']
   if 'similarity' not in clip.fns:
     raise ValueError(
@@ -79,7 +79,7 @@ def run(context: Context) -> dict[str, Any]:
   seen = hashlib.sha256()
 
   def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for pixels, numbers in evaluate_fid.samples(
+    for pixels, numbers in scoring.samples(
         context, config, models, params, conditions, fid.to_uint8, seen
     ):
       texts = [conditions.text(i) for i in numbers.tolist()]
@@ -99,22 +99,22 @@ def run(context: Context) -> dict[str, Any]:
       'protocol': PROTOCOL,
       **figures,
       'seed': context.seed,
-      'settings': evaluate_fid.plain(config),
+      'settings': scoring.plain(config),
       'clip_config': dataclasses.asdict(clip.config),
       'tokenizer': tokenizer.identity,
       'hashes': {
-          **evaluate_fid.hashes_of(context, config, conditions, _JUDGES),
+          **scoring.hashes_of(context, config, conditions, _JUDGES),
           'samples': seen.hexdigest(),
       },
-      'environment': evaluate_fid.environment(),
+      'environment': scoring.environment(),
   }
   if jax.process_index() == 0:
     file = context.directory / 'report' / 'clip_score.json'
-    evaluate_fid.write_json(file, row)
+    scoring.write_json(file, row)
     console.table('CLIP score', ('figure', 'value'), list(figures.items()))
     console.say(f'{context.name}: {time.monotonic() - began:.0f} s, {file}')
   return {
-      'artefact': 'report', 'hashes': {'row': evaluate_fid.digest_of(row)}
+      'artefact': 'report', 'hashes': {'row': scoring.digest_of(row)}
   }
 
 

@@ -17,9 +17,9 @@ from dd_jax import (
   build,
   checkpoint,
   console,
-  evaluate_fid,
   judging,
   programs,
+  scoring,
 )
 from dd_jax import config as config_lib
 from dd_jax.data import toys as data
@@ -124,12 +124,12 @@ def run(context: Context) -> dict[str, Any]:
       'rows': rows, 'curve': curve, 'seed': context.seed,
       'over_initial':
           by_name['student']['sliced_w1'] / curve[0]['sliced_w1'],
-      'settings': evaluate_fid.plain(config),
-      'environment': evaluate_fid.environment(),
+      'settings': scoring.plain(config),
+      'environment': scoring.environment(),
   }
   folder = context.workdir / 'report'
   if jax.process_index() == 0:
-    evaluate_fid.write_json(folder / 'toy.json', result)
+    scoring.write_json(folder / 'toy.json', result)
     some = {name: xy[:_PLOTTED] for name, xy in points.items()}
     for name, picture in {
         'points': toys.scatter(some),

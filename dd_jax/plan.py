@@ -41,6 +41,7 @@ from dd_jax import (
   registry,
   released,
   roofline,
+  scoring,
   sharding,
   stages,
   train,
@@ -463,18 +464,18 @@ def plan_fid(b: Blueprint) -> Planned:
       _JUDGES.get(judge, evaluate_fid.AdmConfig), b.config, b.name
   )
   models, params = build.load_frozen(
-      evaluate_fid.networks(config, (judge,) if judge else ()), b.resolve,
+      scoring.networks(config, (judge,) if judge else ()), b.resolve,
       b.mesh, b.rules,
   )
   model, size = models['student'], config.batch_size
-  evaluate_fid.check(config, model, b.name, b.mesh, models.get('teacher'))
+  scoring.check(config, model, b.name, b.mesh, models.get('teacher'))
   if config.pairs is not None:
     params['cumulative'] = _describe_counts(b.resolve(config.pairs), b.mesh)
   rows = _rows(b.mesh, size, {
       'id': ((), np.uint32), **_describe_conditions(model.config),
   })
-  program = evaluate_fid.make_program(config, models, b.seed, b.mesh)
-  trees = evaluate_fid.sampled(params)
+  program = scoring.make_program(config, models, b.seed, b.mesh)
+  trees = scoring.sampled(params)
   calls = -(-config.samples // size)
   knobs = ('batch_size', "the network's dtype", 'mesh')
   out = [Program(
@@ -482,7 +483,7 @@ def plan_fid(b: Blueprint) -> Planned:
       lambda: program.trace(trees, rows), params, rows, None, calls, knobs,
   )]
   if judge == 'inception':
-    side = evaluate_fid.image_size(models)
+    side = scoring.image_size(models)
     seen = _rows(b.mesh, size, {
         'image': ((side, side, *_INCEPTION_INPUTS), np.uint8),
     })['image']

@@ -15,10 +15,10 @@ from dd_jax import (
   build,
   evaluate,
   evaluate_denoiser,
-  evaluate_fid,
   optim,
   registry,
   released,
+  scoring,
   sharding,
   stages,
 )
@@ -103,7 +103,7 @@ def test_every_stage_can_be_made(file, arg):
     elif stage.kind == 'evaluate_denoiser':
       evaluate_denoiser.make_panel(made, models, dict.fromkeys(models), 0, mesh)
     elif stage.kind in ('fid', 'clip_score'):
-      evaluate_fid.check(made, models['student'], stage.name, mesh)
+      scoring.check(made, models['student'], stage.name, mesh)
     networks |= {f'stage:{stage.name}/{k}': v for k, v in found.items()}
     if len(found) == 1:
       networks[f'stage:{stage.name}'] = next(iter(found.values()))

@@ -14,7 +14,15 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from dd_jax import build, checkpoint, evaluate_fid, plan, programs, stages
+from dd_jax import (
+  build,
+  checkpoint,
+  evaluate_fid,
+  plan,
+  programs,
+  scoring,
+  stages,
+)
 from dd_jax.data import pairs as pairs_lib
 from dd_jax.evals import adm, baselines, fid
 from dd_jax.sampling import llamagen, var
@@ -296,7 +304,7 @@ def direct(exports, family, chosen):
 def test_what_teachers_and_students_make_is_what_sampling_makes(
     exports, tmp_path, monkeypatch, family, fields, other
 ):
-  monkeypatch.setattr(evaluate_fid, '_PAIRS', 4)  # of ten: in three parts
+  monkeypatch.setattr(scoring, '_PAIRS', 4)  # of ten: in three parts
   indices = write_pairs(exports, tmp_path / 'pairs')
   folder = exports / family
   networks = {

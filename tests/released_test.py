@@ -37,6 +37,7 @@ from dd_jax import (
   programs,
   registry,
   released,
+  scoring,
   sharding,
   stages,
   train,
@@ -534,7 +535,7 @@ def test_stages_that_the_page_adds():
                   )), name=source.config['family'],
               )
           )
-      evaluate_fid.check(
+      scoring.check(
           made, networks['student'], name, sharding.make_mesh({'data': -1}),
           networks.get('teacher'),
       )
