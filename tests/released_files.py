@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -59,6 +61,14 @@ def write_small(folder):
   ) | {'quantize.ema_vocab_hit_SV': np.zeros((4, 64), np.float32)})
   save(folder / 'pt_inception-2015-12-05-6726825d.pth',
        laid_out('inception', 0, slim=16))
+  _save_lpips(folder)
+  features = np.random.default_rng(2).normal(size=(200, 2048 // 16))
+  torch_files.save_zip(folder / 'statistic.pth', {
+      'm': features.mean(0), 's': np.cov(features, rowvar=False),
+  })
+
+
+def _save_lpips(folder):
   lpips = laid_out('lpips', 1, slim=64)
   heads = {k: v for k, v in lpips.items() if k.startswith('lin')}
   save(folder / 'vgg.pth', heads)
@@ -66,10 +76,92 @@ def write_small(folder):
       **{k: v for k, v in lpips.items() if k not in heads},
       'classifier.6.bias': np.zeros(3, np.float32),
   })
-  features = np.random.default_rng(2).normal(size=(200, 2048 // 16))
-  torch_files.save_zip(folder / 'statistic.pth', {
-      'm': features.mean(0), 's': np.cov(features, rowvar=False),
-  })
+
+
+WORDS = ('a', 'cat', 'dog', 'red', 'blue', 'on', 'sofa', 'two')
+
+
+def write_small_t2i(folder):
+  """Small networks and tokenizers under the names that `t2i_xl` reads."""
+  folder.mkdir()
+  shutil.copy(
+      GOLDEN / 'llamagen_gpt_t2i_tiny.pt', folder / 't2i_XL_stage1_256.pt'
+  )
+  save(folder / 'vq_ds16_t2i.pt', laid_out(
+      'llamagen_vq', 3, image_size=16, ch=8, ch_mult=(1, 1, 2), res_blocks=1,
+      attention=False, z_channels=8, code_dim=8, vocab_size=64,
+  ))
+  _save_lpips(folder)
+  t5, clip = folder / 'flan-t5-xl', folder / 'clip-vit-large-patch14'
+  for part in t5, clip:
+    part.mkdir()
+  tensors = laid_out(
+      't5', 5, vocab_size=16, width=24, depth=2, heads=2, head_dim=8,
+      mlp_dim=16,
+  )
+  # The decoder of the released network is of no use here.
+  tensors['lm_head.weight'] = np.zeros((16, 24), np.float32)
+  names, weight_map = list(tensors), {}
+  for i in range(2):
+    file = f'model-{i + 1:05}-of-00002.safetensors'
+    save(t5 / file, {k: tensors[k] for k in names[i::2]})
+    weight_map |= dict.fromkeys(names[i::2], file)
+  (t5 / 'model.safetensors.index.json').write_text(json.dumps(
+      {'metadata': {}, 'weight_map': weight_map}
+  ))
+  _save_tokenizer(t5 / 'tokenizer.json', ('<pad>', '</s>'))
+  save(clip / 'model.safetensors', laid_out(
+      'clip', 6, image_size=8, patch_size=4, image_width=8, image_depth=1,
+      image_heads=2, image_mlp_dim=8, vocab_size=16, context_length=9,
+      text_width=8, text_depth=1, text_heads=2, text_mlp_dim=8,
+      projection_dim=6,
+  ))
+  _save_tokenizer(
+      clip / 'tokenizer.json', ('<|startoftext|>', '<|endoftext|>')
+  )
+
+
+def _save_tokenizer(file, special):
+  """A tokenizer.json of whole words."""
+  words = (*special, '<unk>', *WORDS)
+  file.write_text(json.dumps({
+      'version': '1.0', 'truncation': None, 'padding': None,
+      'added_tokens': [], 'normalizer': None,
+      'pre_tokenizer': {'type': 'Whitespace'}, 'post_processor': None,
+      'decoder': None, 'model': {
+          'type': 'WordLevel', 'unk_token': '<unk>',
+          'vocab': {word: i for i, word in enumerate(words)},
+      },
+  }))
+
+
+class Tokenizer:
+  """In the place of the library's, for the files above."""
+
+  @classmethod
+  def from_file(cls, path):
+    made = cls()
+    made._vocab = json.loads(pathlib.Path(path).read_text())['model']['vocab']
+    return made
+
+  def no_truncation(self):
+    pass
+
+  def no_padding(self):
+    pass
+
+  def get_vocab_size(self):
+    return len(self._vocab)
+
+  def token_to_id(self, token):
+    return self._vocab.get(token)
+
+  def encode(self, text, add_special_tokens):
+    assert not add_special_tokens
+    unknown = self._vocab['<unk>']
+    return types.SimpleNamespace(
+        ids=[self._vocab.get(word, unknown) for word in text.split()]
+    )
 
 
 def write_full(folder):
