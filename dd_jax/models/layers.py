@@ -206,6 +206,23 @@ def modulate(x_BxNxW: Array, scale_Bx1xW: Array, shift_Bx1xW: Array) -> Array:
   return x * (1.0 + scale_Bx1xW) + shift_Bx1xW
 
 
+def unit(x: Array) -> Array:
+  """Vectors of length 1 along the last axis, float32; zero stays zero."""
+  x = x.astype(jnp.float32)
+  square = jnp.square(x).sum(-1, keepdims=True)
+  # The square is clamped, not its root: the root's gradient at 0 is infinite.
+  return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+
+
+def embed(c: Any, count: int, name: str) -> nn.Embed:
+  """A table of `count` vectors, of a config's `width` and `init_std`."""
+  init = nn.initializers.normal(c.init_std)
+  return nn.Embed(
+      count, c.width, name=name,
+      embedding_init=nn.with_logical_partitioning(init, (None, 'embed')),
+  )
+
+
 def rows(table_VxW: Array, indices: Array) -> Array:
   """Rows of a table, indices' shape + (W,); NaN for an index out of range."""
   # Unsigned, so that negative ones are out of range too.
@@ -220,6 +237,37 @@ def pick_flag(rows_2xW: Array, is_data_BxS: Array) -> Array:
   # Mapping two rows and handing them out costs nothing beside mapping slots.
   noise, data = rows_2xW[:1, None], rows_2xW[1:, None]
   return jnp.where(is_data_BxS[..., None], data, noise)
+
+
+def stack(
+    block: type[nn.Module], c: Any, in_axes: tuple[Any, ...], unroll: bool
+) -> Callable[..., nn.Module]:
+  """Makes a module of all blocks out of one's class, parameters stacked.
+
+  Args:
+    block: its class; it maps what it carries, and further inputs.
+    c: config, of which `depth` and `remat` are read.
+    in_axes: of each further input, 0 where every block has its own.
+    unroll: blocks one after the other instead of a loop.
+  """
+  if c.remat != 'none':
+    policies = jax.checkpoint_policies
+    block = nn.remat(
+        block,
+        policy={
+            'dots': policies.dots_with_no_batch_dims_saveable, 'full': None
+        }[c.remat],
+        prevent_cse=unroll,  # a loop prevents it by itself
+    )
+  return nn.scan(
+      block,
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
+      in_axes=in_axes,
+      length=c.depth,
+      unroll=c.depth if unroll else 1,
+      metadata_params={nn.PARTITION_NAME: 'layers'},
+  )
 
 
 def pure(

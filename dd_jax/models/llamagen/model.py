@@ -21,7 +21,7 @@ import numpy as np
 from dd_jax import config as config_lib
 from dd_jax.kernels import attention as attention_lib
 from dd_jax.model import Model, Params, platform
-from dd_jax.models.layers import Dense, pure, rows
+from dd_jax.models.layers import Dense, embed, pure, rows, stack
 
 Array = jax.Array
 Cache = Mapping[str, Array]
@@ -378,15 +378,6 @@ def check_condition(c: Config, condition: Condition) -> None:
       )
 
 
-def embed(c: Config, count: int, name: str) -> nn.Embed:
-  """A table of `count` vectors of the residual stream's width."""
-  init = nn.initializers.normal(c.init_std)
-  return nn.Embed(
-      count, c.width, name=name,
-      embedding_init=nn.with_logical_partitioning(init, (None, 'embed')),
-  )
-
-
 def dense(
     c: Config, features: int, axes: tuple[str | None, str | None], name: str
 ) -> Dense:
@@ -447,27 +438,10 @@ def run_blocks(
     # One token has no gradient: a loop is about as fast, and compiles sooner,
     # without copies of the weights.
     unroll = platform() == 'cpu' and start is None
-  block = Block
-  if c.remat != 'none':
-    policies = jax.checkpoint_policies
-    block = nn.remat(
-        block,
-        policy={
-            'dots': policies.dots_with_no_batch_dims_saveable, 'full': None
-        }[c.remat],
-        prevent_cse=unroll,  # a loop prevents it by itself
-    )
   # The cache is carried, not scanned over: a token changes one slot of it, and
   # the rest is not copied.
-  layers = nn.scan(
-      block,
-      variable_axes={'params': 0},
-      split_rngs={'params': True},
-      in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
-      length=c.depth,
-      unroll=c.depth if unroll else 1,
-      metadata_params={nn.PARTITION_NAME: 'layers'},
-  )(c, name='layers')
+  in_axes = (0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast)
+  layers = stack(Block, c, in_axes, unroll)(c, name='layers')
   (x_BxNxW, cache), _ = layers(
       (x_BxNxW, cache), jnp.arange(c.depth), start, table_NxPx2, mask, key
   )

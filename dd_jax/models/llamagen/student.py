@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from dd_jax.kernels import attention as attention_lib
 from dd_jax.model import Model, Params
-from dd_jax.models.layers import CodeHead, Dense, pick_flag, pure
+from dd_jax.models.layers import CodeHead, Dense, embed, pick_flag, pure
 from dd_jax.models.llamagen import model as llamagen
 
 Array = jax.Array
@@ -49,9 +49,7 @@ class Student(nn.Module):
     # Slot T + p holds token p. What the condition says is data.
     slots_S = jnp.arange(x_BxSxW.shape[1])
     is_data_BxS = slots_S[None] < c.slots + offset_B[:, None]
-    x_BxSxW += pick_flag(
-        llamagen.embed(c, 2, 'flag_embed').embedding, is_data_BxS
-    )
+    x_BxSxW += pick_flag(embed(c, 2, 'flag_embed').embedding, is_data_BxS)
     x_BxSxW, _ = llamagen.run_blocks(
         c, x_BxSxW, jnp.asarray(llamagen.rotations(c)),
         attention_lib.causal(len(slots_S), valid_BxT), key=key,

@@ -146,14 +146,13 @@ class Tokenizer(nn.Module):
     return self.decoder(self.post_quant_conv(map_BxhxhxC))
 
   def codebook(self) -> Array:
-    # Parameters may be of half precision.
-    return _unit(jnp.asarray(self.embedding, jnp.float32))
+    return layers.unit(self.embedding)
 
   def codes(self, indices_BxL: Array) -> Array:
     return layers.rows(self.codebook(), indices_BxL)
 
   def to_indices(self, image_BxHxWxC: Array) -> Array:
-    return self._nearest(_unit(self.encode(image_BxHxWxC)))
+    return self._nearest(layers.unit(self.encode(image_BxHxWxC)))
 
   def accumulate(self, codes_BxLxC: Array) -> Array:
     size = self.config.latent_size
@@ -174,7 +173,7 @@ class Tokenizer(nn.Module):
       targets: the same as [(B, L, C)], where to move unused codes to.
     """
     cfg = self.config
-    latent_BxhxhxC = _unit(self.encode(image_BxHxWxC))
+    latent_BxhxhxC = layers.unit(self.encode(image_BxHxWxC))
     fixed_BxhxhxC = jax.lax.stop_gradient(latent_BxhxhxC)
     indices_BxL = self._nearest(fixed_BxhxhxC)
     codes_BxhxhxC = self.accumulate(self.codes(indices_BxL))
@@ -201,13 +200,6 @@ class Tokenizer(nn.Module):
     return index_N.reshape(latent_BxhxhxC.shape[0], -1)
 
 
-def _unit(x: Array) -> Array:
-  """Vectors of length 1 along the last axis; zero stays zero."""
-  square = jnp.square(x).sum(-1, keepdims=True)
-  # The square is clamped, not its root: the root's gradient at 0 is infinite.
-  return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
-
-
 def _on_sphere(key: Array, shape: tuple[int, ...]) -> Array:
   """As in the original: uniform in a cube, then scaled to length 1."""
-  return _unit(jax.random.uniform(key, shape, minval=-1, maxval=1))
+  return layers.unit(jax.random.uniform(key, shape, minval=-1, maxval=1))

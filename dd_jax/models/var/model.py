@@ -16,7 +16,7 @@ import numpy as np
 from dd_jax import config as config_lib
 from dd_jax.kernels import attention as attention_lib
 from dd_jax.model import Model, Params, platform
-from dd_jax.models.layers import Dense, modulate, pure, rows
+from dd_jax.models.layers import Dense, embed, modulate, pure, rows, stack, unit
 
 Array = jax.Array
 Cache = Mapping[str, Array]
@@ -137,8 +137,8 @@ class Attention(nn.Module):
           (c.heads,),
       )
       scale_H = jnp.exp(jnp.minimum(log_scale_H, np.log(100.0)))
-      q = (_unit(q) * scale_H[None, None, :, None]).astype(c.dtype)
-      k = _unit(k).astype(c.dtype)
+      q = (unit(q) * scale_H[None, None, :, None]).astype(c.dtype)
+      k = unit(k).astype(c.dtype)
       scale = 1.0
     else:
       scale = 0.25 * (c.width // c.heads) ** -0.5  # VAR: models/basic_var.py
@@ -262,15 +262,6 @@ class Transformer(nn.Module):
     return Head(c, name='head')(x_BxNxW, cond_BxW), cache
 
 
-def embed(c: Config, count: int, name: str) -> nn.Embed:
-  """A table of `count` vectors of the residual stream's width."""
-  init = nn.initializers.normal(c.init_std)
-  return nn.Embed(
-      count, c.width, name=name,
-      embedding_init=nn.with_logical_partitioning(init, (None, 'embed')),
-  )
-
-
 def class_embed(c: Config, labels_B: Array) -> Array:
   """Classes in the residual stream, (B, W); NaN for one that is not there."""
   return rows(
@@ -349,24 +340,8 @@ def run_blocks(
     # Many blocks take minutes to compile one by one, in every step of a
     # rollout, and their gradients lie side by side in memory.
     unroll = platform() == 'cpu' and c.depth <= _MOST_UNROLLED
-  if c.remat != 'none':
-    policies = jax.checkpoint_policies
-    block = nn.remat(
-        block,
-        policy={
-            'dots': policies.dots_with_no_batch_dims_saveable, 'full': None
-        }[c.remat],
-        prevent_cse=unroll,  # a loop prevents it by itself
-    )
-  layers = nn.scan(
-      block,
-      variable_axes={'params': 0},
-      split_rngs={'params': True},
-      in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
-      length=c.depth,
-      unroll=c.depth if unroll else 1,
-      metadata_params={nn.PARTITION_NAME: 'layers'},
-  )(c, start, name='layers')
+  in_axes = (0, 0, nn.broadcast, nn.broadcast, nn.broadcast)
+  layers = stack(block, c, in_axes, unroll)(c, start, name='layers')
   keep = None
   if key is not None and c.drop_path:
     rate_D = np.linspace(0, c.drop_path, c.depth)
@@ -480,11 +455,3 @@ def build(config: Mapping[str, Any]) -> Model:
 def _ada_gains(c: Config) -> np.ndarray:
   """Initial factors of (gate, gate, scale, scale, shift, shift)."""
   return np.repeat([c.gamma_init, 0.5, 0.5], 2)
-
-
-def _unit(x_BxNxHxD: Array) -> Array:
-  """Vectors of length 1, float32."""
-  x = x_BxNxHxD.astype(jnp.float32)
-  square = jnp.square(x).sum(-1, keepdims=True)
-  # The square is clamped, not its root: the root's gradient at 0 is infinite.
-  return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))

@@ -16,7 +16,7 @@ import numpy as np
 from dd_jax import config as config_lib
 from dd_jax.kernels import attention as attention_lib
 from dd_jax.model import Model, Params
-from dd_jax.models.layers import CodeHead, Dense, pick_flag, pure
+from dd_jax.models.layers import CodeHead, Dense, embed, pick_flag, pure
 from dd_jax.models.var import model as var
 
 Array = jax.Array
@@ -69,9 +69,9 @@ class Student(nn.Module):
     cond_BxW = var.class_embed(c, labels_B)
     tokens = var.word_embed(c, x_BxLxC).astype(jnp.float32)
     x_BxSxW = jnp.concatenate([var.start_slot(c, cond_BxW), tokens], axis=1)
-    level_embed = var.embed(c, len(c.patch_nums) + 1, 'level_embed')
-    pos_embed = var.embed(c, len(levels_S), 'pos_embed')
-    flag_2xW = var.embed(c, 2, 'flag_embed').embedding
+    level_embed = embed(c, len(c.patch_nums) + 1, 'level_embed')
+    pos_embed = embed(c, len(levels_S), 'pos_embed')
+    flag_2xW = embed(c, 2, 'flag_embed').embedding
     x_BxSxW += level_embed(levels_S)[None] + pos_embed.embedding[None]
     x_BxSxW += pick_flag(flag_2xW, is_data_BxS)
     # Tokens of one scale do not see each other, only themselves.
