@@ -108,7 +108,7 @@ def seen(inputs, dropout):
     return jnp.zeros((*inputs.shared['indices'].shape, 16))
 
   model = build.build_model(VAR)
-  fake = SimpleNamespace(apply=apply, config=model.config)
+  fake = SimpleNamespace(apply=apply, config=model.config, fns=model.fns)
   made = TrainVAR(
       Config(label_dropout=dropout), {'teacher': Role(fake, None, None)},
       {'vae': build.build_model(VQVAE)},

@@ -372,6 +372,7 @@ def build(config: Mapping[str, Any]) -> Model:
 
   - forward(labels_B, maps_Bx(L-1)xC, *, key=None) -> logits_BxLxV; drop-path is
     on if there is a key per example
+  - null(labels_B) -> those of no class
   - init_cache(batch) -> cache of that many rows
   - step(cache, labels_B, maps_BxnxC, scale) -> (logits_BxnxV, cache) of one
     scale; maps is None for scale 0
@@ -406,6 +407,10 @@ def build(config: Mapping[str, Any]) -> Model:
   ) -> Array:
     seen = attention_lib.Mask(levels)
     return run(params, labels_B, maps_BxMxC, mask=seen, key=key)[0]
+
+  def null(params: Params, labels_B: Array) -> Array:
+    del params
+    return jnp.full_like(labels_B, c.num_classes)
 
   def init_cache(params: Params, batch: int) -> Cache:
     del params
@@ -443,6 +448,7 @@ def build(config: Mapping[str, Any]) -> Model:
       init=init,
       fns={
           'forward': forward,
+          'null': null,
           'init_cache': init_cache,
           'step': step,
           'prefill': prefill,
