@@ -14,7 +14,7 @@ import jax
 from jax.extend.core import jaxprs_in_params
 import jax.numpy as jnp
 
-from dd_jax.model import Axes, Params, keep_rows
+from dd_jax.model import Axes, Model, Params, keep_rows
 
 Array = jax.Array
 Init = jax.nn.initializers.Initializer
@@ -324,6 +324,28 @@ def functions(
     return module.apply({'params': params}, *args, method=method, **kwargs)
 
   return {name: functools.partial(call, name) for name in names}
+
+
+def counted(
+    family: str, module: nn.Module, inputs: Sequence[jax.ShapeDtypeStruct],
+    names: Sequence[str],
+) -> Model:
+  """A model of a module's methods, whose FLOPs are counted.
+
+  Args:
+    family: its name.
+    module: the network, with its `config`.
+    inputs: of its `forward`; see `pure`.
+    names: of the methods, of which `forward` is one.
+  """
+  init, axes = pure(module, *inputs, method='forward')
+  fns = functions(module, names)
+
+  def flops() -> int:
+    abstract = jax.eval_shape(init, jax.random.key(0))
+    return count_flops(fns['forward'], abstract, *inputs)
+
+  return Model(family, module.config, init, fns, axes, flops)
 
 
 def count_flops(fn: Callable[..., Any], *inputs: Any) -> int:

@@ -131,21 +131,15 @@ def build(config: Mapping[str, Any]) -> Model:
     ValueError: on unknown, missing or inconsistent fields.
   """
   cfg = config_lib.make(Config, config, 'edm_unet')
-  module = EdmUnet(cfg)
   side = cfg.image_size
   inputs = (
       jax.ShapeDtypeStruct((1, side, side, cfg.image_channels), jnp.float32),
       jax.ShapeDtypeStruct((1,), jnp.float32),
       jax.ShapeDtypeStruct((1,), jnp.int32),
   )
-  init, axes = layers.pure(module, *inputs, method='forward')
-  fns = layers.functions(module, ('forward', 'features'))
-
-  def flops() -> int:
-    abstract = jax.eval_shape(init, jax.random.key(0))
-    return layers.count_flops(fns['forward'], abstract, *inputs)
-
-  return Model('edm_unet', cfg, init, fns, axes, flops)
+  return layers.counted(
+      'edm_unet', EdmUnet(cfg), inputs, ('forward', 'features')
+  )
 
 
 class EdmUnet(nn.Module):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from dd_jax.kernels import attention as attention_lib
 from dd_jax.model import Model, Params
-from dd_jax.models.layers import CodeHead, Dense, embed, pick_flag, pure
+from dd_jax.models import layers
 from dd_jax.models.llamagen import model as llamagen
 
 Array = jax.Array
@@ -31,7 +31,7 @@ class Student(nn.Module):
   config: Config
 
   @nn.compact
-  def __call__(
+  def forward(
       self, x_BxLxC: Array, condition: llamagen.Condition, offset_B: Array, *,
       key: Array | None = None,
   ) -> dict[str, Array]:
@@ -39,7 +39,7 @@ class Student(nn.Module):
     prefix_BxTxW, valid_BxT = llamagen.Conditioner(c, name='condition')(
         condition
     )
-    tokens_BxLxW = Dense(
+    tokens_BxLxW = layers.Dense(
         c.width, ('code', 'embed'), True, nn.initializers.normal(c.init_std),
         dtype=c.dtype, name='code_embed',
     )(x_BxLxC)
@@ -49,7 +49,9 @@ class Student(nn.Module):
     # Slot T + p holds token p. What the condition says is data.
     slots_S = jnp.arange(x_BxSxW.shape[1])
     is_data_BxS = slots_S[None] < c.slots + offset_B[:, None]
-    x_BxSxW += pick_flag(embed(c, 2, 'flag_embed').embedding, is_data_BxS)
+    x_BxSxW += layers.pick_flag(
+        layers.embed(c, 2, 'flag_embed').embedding, is_data_BxS
+    )
     x_BxSxW, _ = llamagen.run_blocks(
         c, x_BxSxW, jnp.asarray(llamagen.rotations(c)),
         attention_lib.causal(len(slots_S), valid_BxT), key=key,
@@ -57,7 +59,7 @@ class Student(nn.Module):
     x_BxLxW = x_BxSxW[:, c.slots :]
     return {
         'logits': llamagen.head(c, x_BxLxW),
-        'codes': CodeHead(c.code_dim, c.init_std, name='code_head')(
+        'codes': layers.CodeHead(c.code_dim, c.init_std, name='code_head')(
             x_BxLxW, _mean(prefix_BxTxW, valid_BxT)
         ),
     }
@@ -89,20 +91,13 @@ def build(config: Mapping[str, Any]) -> Model:
   c = llamagen.make_config(Config, config, 'dd_llamagen')
   module = Student(c)
   length = c.offsets[-1]
-  init, axes = pure(
+  init, axes = layers.pure(
       module,
       jax.ShapeDtypeStruct((1, length, c.code_dim), jnp.float32),
       llamagen.example_condition(c),
       jax.ShapeDtypeStruct((1,), jnp.int32),
+      method='forward',
   )
-
-  def forward(
-      params: Params, x_BxLxC: Array, condition: llamagen.Condition,
-      offset_B: Array, *, key: Array | None = None,
-  ) -> dict[str, Array]:
-    return module.apply(
-        {'params': params}, x_BxLxC, condition, offset_B, key=key
-    )
 
   def adopt(key: Array, teacher: Params) -> Params:
     # The teacher's table of tokens has no counterpart: inputs are vectors.
@@ -114,14 +109,8 @@ def build(config: Mapping[str, Any]) -> Model:
     blocks = llamagen.block_flops(c, c.slots + length)
     return blocks + ends + llamagen.condition_flops(c)
 
-  return Model(
-      family='dd_llamagen',
-      config=c,
-      init=init,
-      fns={'forward': forward, 'adopt': adopt},
-      axes=axes,
-      flops=flops,
-  )
+  fns = layers.functions(module, ('forward',)) | {'adopt': adopt}
+  return Model('dd_llamagen', c, init, fns, axes, flops)
 
 
 def _mean(prefix_BxTxW: Array, valid_BxT: Array | None) -> Array:

@@ -101,21 +101,13 @@ def build(config: Mapping[str, Any]) -> Model:
     ValueError: on unknown, missing or inconsistent fields.
   """
   cfg = config_lib.make(Config, config, 'llamagen_vq')
-  module = Tokenizer(cfg)
   image = jax.ShapeDtypeStruct(
       (1, cfg.image_size, cfg.image_size, cfg.image_channels), jnp.float32
   )
-  init, axes = layers.pure(module, image, method='forward')
-  fns = layers.functions(module, (
+  return layers.counted('llamagen_vq', Tokenizer(cfg), [image], (
       'forward', 'encode', 'to_indices', 'codebook', 'codes', 'accumulate',
       'decode',
   ))
-
-  def flops() -> int:
-    abstract = jax.eval_shape(init, jax.random.key(0))
-    return layers.count_flops(fns['forward'], abstract, image)
-
-  return Model('llamagen_vq', cfg, init, fns, axes, flops)
 
 
 class Tokenizer(nn.Module):

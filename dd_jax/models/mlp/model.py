@@ -65,20 +65,12 @@ def build(config: Mapping[str, Any]) -> Model:
     ValueError: on unknown or invalid fields.
   """
   cfg = config_lib.make(Config, config, 'mlp')
-  module = Mlp(cfg)
   inputs = (
       jax.ShapeDtypeStruct((1, *cfg.shape), jnp.float32),
       jax.ShapeDtypeStruct((1,), jnp.float32),
       jax.ShapeDtypeStruct((1,), jnp.int32),
   )
-  init, axes = layers.pure(module, *inputs, method='forward')
-  fns = layers.functions(module, ('forward', 'features'))
-
-  def flops() -> int:
-    abstract = jax.eval_shape(init, jax.random.key(0))
-    return layers.count_flops(fns['forward'], abstract, *inputs)
-
-  return Model('mlp', cfg, init, fns, axes, flops)
+  return layers.counted('mlp', Mlp(cfg), inputs, ('forward', 'features'))
 
 
 class Mlp(nn.Module):

@@ -16,7 +16,7 @@ import numpy as np
 from dd_jax import config as config_lib
 from dd_jax.kernels import attention as attention_lib
 from dd_jax.model import Model, Params
-from dd_jax.models.layers import CodeHead, Dense, embed, pick_flag, pure
+from dd_jax.models import layers
 from dd_jax.models.var import model as var
 
 Array = jax.Array
@@ -57,7 +57,7 @@ class Student(nn.Module):
   config: Config
 
   @nn.compact
-  def __call__(
+  def forward(
       self, x_BxLxC: Array, labels_B: Array, offset_B: Array, *,
       key: Array | None = None,
   ) -> dict[str, Array]:
@@ -69,11 +69,11 @@ class Student(nn.Module):
     cond_BxW = var.class_embed(c, labels_B)
     tokens = var.word_embed(c, x_BxLxC).astype(jnp.float32)
     x_BxSxW = jnp.concatenate([var.start_slot(c, cond_BxW), tokens], axis=1)
-    level_embed = embed(c, len(c.patch_nums) + 1, 'level_embed')
-    pos_embed = embed(c, len(levels_S), 'pos_embed')
-    flag_2xW = embed(c, 2, 'flag_embed').embedding
+    level_embed = layers.embed(c, len(c.patch_nums) + 1, 'level_embed')
+    pos_embed = layers.embed(c, len(levels_S), 'pos_embed')
+    flag_2xW = layers.embed(c, 2, 'flag_embed').embedding
     x_BxSxW += level_embed(levels_S)[None] + pos_embed.embedding[None]
-    x_BxSxW += pick_flag(flag_2xW, is_data_BxS)
+    x_BxSxW += layers.pick_flag(flag_2xW, is_data_BxS)
     # Tokens of one scale do not see each other, only themselves.
     mask = attention_lib.Mask(tuple(levels_S.tolist()), alone=True)
     x_BxSxW, _ = var.run_blocks(
@@ -85,7 +85,7 @@ class Student(nn.Module):
     x_BxLxW = x_BxSxW[:, 1:]
     return {
         'logits': var.Head(c, name='head')(x_BxLxW, cond_BxW),
-        'codes': CodeHead(c.code_dim, c.init_std, name='code_head')(
+        'codes': layers.CodeHead(c.code_dim, c.init_std, name='code_head')(
             x_BxLxW, cond_BxW
         ),
     }
@@ -113,20 +113,13 @@ def build(config: Mapping[str, Any]) -> Model:
   c = config_lib.make(Config, config, 'dd_var')
   module = Student(c)
   length = c.offsets[-1]
-  init, axes = pure(
+  init, axes = layers.pure(
       module,
       jax.ShapeDtypeStruct((1, length, c.code_dim), jnp.float32),
       jax.ShapeDtypeStruct((1,), jnp.int32),
       jax.ShapeDtypeStruct((1,), jnp.int32),
+      method='forward',
   )
-
-  def forward(
-      params: Params, x_BxLxC: Array, labels_B: Array, offset_B: Array, *,
-      key: Array | None = None,
-  ) -> dict[str, Array]:
-    return module.apply(
-        {'params': params}, x_BxLxC, labels_B, offset_B, key=key
-    )
 
   def adopt(key: Array, teacher: Params) -> Params:
     fresh = init(key)
@@ -147,14 +140,8 @@ def build(config: Mapping[str, Any]) -> Model:
     )
     return var.block_flops(c, length + 1) + projections + ends
 
-  return Model(
-      family='dd_var',
-      config=c,
-      init=init,
-      fns={'forward': forward, 'adopt': adopt},
-      axes=axes,
-      flops=flops,
-  )
+  fns = layers.functions(module, ('forward',)) | {'adopt': adopt}
+  return Model('dd_var', c, init, fns, axes, flops)
 
 
 def _overlay(params: Params, teacher: Params) -> dict[str, Any]:
@@ -171,9 +158,9 @@ def _project_flags(
 ) -> Array:
   """A linear map of each slot's flag embedding, (B, S, W)."""
   init = nn.initializers.normal(c.init_std)
-  rows_2xW = Dense(
+  rows_2xW = layers.Dense(
       c.width, ('embed', 'mlp'), True,
       nn.initializers.zeros if c.zero_flags else init,
       dtype=c.dtype, name=name,
   )(flag_2xW)
-  return pick_flag(rows_2xW, is_data_BxS)
+  return layers.pick_flag(rows_2xW, is_data_BxS)

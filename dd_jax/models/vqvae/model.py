@@ -120,22 +120,13 @@ def build(config: Mapping[str, Any]) -> Model:
     ValueError: on unknown, missing or inconsistent fields.
   """
   cfg = config_lib.make(Config, config, 'vqvae')
-  module = VQVAE(cfg)
   image = jax.ShapeDtypeStruct(
       (1, cfg.image_size, cfg.image_size, cfg.image_channels), jnp.float32
   )
-  init, axes = layers.pure(module, image, method='forward')
-  names = (
+  return layers.counted('vqvae', VQVAE(cfg), [image], (
       'forward', 'encode', 'to_indices', 'latent_to_indices', 'codebook',
       'codes', 'accumulate', 'var_input', 'advance', 'decode',
-  )
-  fns = layers.functions(module, names)
-
-  def flops() -> int:
-    abstract = jax.eval_shape(init, jax.random.key(0))
-    return layers.count_flops(fns['forward'], abstract, image)
-
-  return Model('vqvae', cfg, init, fns, axes, flops)
+  ))
 
 
 def phi_table(scales: int, count: int) -> tuple[int, ...]:
