@@ -84,6 +84,21 @@ def temper(logits: jax.Array, temperature: float) -> jax.Array:
   return logits if temperature == 1 else logits / temperature
 
 
+def log_probs(
+    logits: jax.Array, temperature: float, top_k: int, top_p: float, *,
+    descending: bool = False,
+) -> jax.Array:
+  """What is drawn from, given guided logits (..., V): temper, filter, norm.
+
+  Log-probabilities, -inf outside of the support; for `descending` see
+  `filter_top_p`.
+  """
+  logits = temper(logits, temperature)
+  logits = filter_top_k(logits, top_k)
+  logits = filter_top_p(logits, top_p, descending=descending)
+  return jax.nn.log_softmax(logits)
+
+
 def filter_top_k(logits: jax.Array, k: int) -> jax.Array:
   """Sets all but the k largest of (..., V) logits to -inf.
 

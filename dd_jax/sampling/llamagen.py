@@ -70,15 +70,7 @@ def rollout(
 
   Source: LlamaGen (arXiv 2406.06525), autoregressive/models/generate.py.
   """
-  length = teacher.config.offsets[-1]
-  stop = length if stop is None else stop
-  if not 0 <= start <= stop <= length or not stop:
-    raise ValueError(
-        f'start={start}, stop={stop}: need 0 <= start <= stop <= {length} and '
-        '0 < stop'
-    )
-  if start and (prefix is None or prefix.shape[1] < start):
-    raise ValueError(f'start={start} needs a prefix of {start} tokens')
+  stop = steps.check_span(teacher.config, start, stop, prefix)
   codebook = steps.codebook_for(teacher, vae, vae_params)
   batch = jax.tree.leaves(condition)[0].shape[0]
   prefix = jnp.zeros((batch, 0), jnp.int32) if not start else prefix[:, :start]
@@ -90,12 +82,7 @@ def rollout(
     return jnp.repeat(x, 2, axis=0) if guided else x
 
   if guided:
-    # Each example's two rows stand side by side, so that they stay on its
-    # device when the batch is sharded.
-    condition = jax.tree.map(
-        lambda x, y: jnp.stack([x, y], axis=1).reshape(-1, *x.shape[1:]),
-        condition, teacher.fns['null'](teacher_params, condition),
-    )
+    condition = steps.with_null(teacher, teacher_params, condition)
 
   def pick(logits: jax.Array, i: jax.Array) -> jax.Array:
     """Token i (B,), given logits of all rows."""
@@ -103,10 +90,10 @@ def rollout(
       pairs = logits.reshape(batch, 2, -1)
       scale = jnp.where(guidance.is_guided(i, cfg_interval), cfg - 1, 0.0)
       logits = guidance.guide(pairs[:, 0], pairs[:, 1], scale)
-    logits = guidance.temper(logits, temperature)
-    logits = guidance.filter_top_k(logits, top_k)
-    logits = guidance.filter_top_p(logits, top_p, descending=True)
-    return choose(jax.nn.log_softmax(logits)[:, None], i, codebook)[:, 0]
+    log_p = guidance.log_probs(
+        logits, temperature, top_k, top_p, descending=True
+    )
+    return choose(log_p[:, None], i, codebook)[:, 0]
 
   def body(
       carry: tuple[Any, jax.Array], i: jax.Array

@@ -69,6 +69,40 @@ def check_choice(
     raise ValueError(f'split={split} must lie in [0, {end}]')
 
 
+def check_span(
+    config: Any, start: int, stop: int | None, prefix: jax.Array | None
+) -> int:
+  """Where a rollout from `start` ends; None is the end of the sequence.
+
+  Raises:
+    ValueError: unless 0 <= start <= stop <= steps, 0 < stop, and the prefix
+      (B, n) has all tokens before `start`.
+  """
+  end = len(config.offsets) - 1
+  stop = end if stop is None else stop
+  if not 0 <= start <= stop <= end or not stop:
+    raise ValueError(
+        f'start={start}, stop={stop}: need 0 <= start <= stop <= {end} and '
+        '0 < stop'
+    )
+  given = config.offsets[start]
+  if start and (prefix is None or prefix.shape[1] < given):
+    raise ValueError(f'start={start} needs a prefix of {given} tokens')
+  return stop
+
+
+def with_null(teacher: Model, params: Params, condition: Any) -> Any:
+  """Conditions (2 * B, ...): each, and what the teacher has for none.
+
+  An example's two rows stand side by side, so that they stay on its device when
+  the batch is sharded.
+  """
+  return jax.tree.map(
+      lambda x, y: jnp.stack([x, y], axis=1).reshape(-1, *x.shape[1:]),
+      condition, teacher.fns['null'](params, condition),
+  )
+
+
 def check_involved(config: Any, involved: Sequence[int]) -> None:
   """Refuses steps that no teacher can make; see `teacher_involved`.
 

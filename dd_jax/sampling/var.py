@@ -74,22 +74,11 @@ def rollout(
       long enough; a setting out of range; or the vae is not the teacher's.
   """
   offsets = teacher.config.offsets
-  scales = len(offsets) - 1
-  stop = scales if stop is None else stop
-  if not 0 <= start <= stop <= scales or not stop:
-    raise ValueError(
-        f'start={start}, stop={stop}: need 0 <= start <= stop <= {scales} and '
-        '0 < stop'
-    )
-  if start and (prefix is None or prefix.shape[1] < offsets[start]):
-    raise ValueError(f'start={start} needs a prefix of {offsets[start]} tokens')
+  stop = steps.check_span(teacher.config, start, stop, prefix)
   codebook = steps.codebook_for(teacher, vae, vae_params)
   rows = labels
   if cfg:
-    # Each example's two rows stand side by side, so that they stay on its
-    # device when the batch is sharded.
-    null = jnp.full_like(labels, teacher.config.num_classes)
-    rows = jnp.stack([labels, null], axis=1).reshape(-1)
+    rows = steps.with_null(teacher, teacher_params, labels)
   cache = teacher.fns['init_cache'](teacher_params, rows.shape[0])
   size = teacher.config.patch_nums[-1]
   f_hat = jnp.zeros((labels.shape[0], size, size, codebook.shape[1]))
@@ -118,13 +107,11 @@ def rollout(
       )
     if cfg:
       pairs = logits.reshape(-1, 2, *logits.shape[1:])
-      ramp = cfg * scale / max(scales - 1, 1)
+      ramp = cfg * scale / max(len(offsets) - 2, 1)
       ramp *= guidance.is_guided(scale, cfg_interval)
       logits = guidance.guide(pairs[:, 0], pairs[:, 1], ramp)
-    logits = guidance.temper(logits, temperature)
-    logits = guidance.filter_top_k(logits, top_k)
-    logits = guidance.filter_top_p(logits, top_p)
-    advance(choose(jax.nn.log_softmax(logits), scale, codebook), scale)
+    log_p = guidance.log_probs(logits, temperature, top_k, top_p)
+    advance(choose(log_p, scale, codebook), scale)
   return jnp.concatenate(tokens, axis=1)
 
 
