@@ -57,14 +57,7 @@ def build(config: Mapping[str, Any]) -> Model:
   module = MapHead(cfg) if cfg.size else VectorHead(cfg)
   shape = (1, *(cfg.size,) * 2, cfg.channels) if cfg.size else (1, cfg.channels)
   features = jax.ShapeDtypeStruct(shape, jnp.float32)
-  init, axes = layers.pure(module, features)
-  fns = {'forward': layers.functions(module, ('__call__',))['__call__']}
-
-  def flops() -> int:
-    abstract = jax.eval_shape(init, jax.random.key(0))
-    return layers.count_flops(fns['forward'], abstract, features)
-
-  return Model('discriminator', cfg, init, fns, axes, flops)
+  return layers.counted('discriminator', module, [features], ['forward'])
 
 
 class MapHead(nn.Module):
@@ -73,7 +66,7 @@ class MapHead(nn.Module):
   config: Config
 
   @nn.compact
-  def __call__(self, x_BxHxWxC: Array) -> Array:
+  def forward(self, x_BxHxWxC: Array) -> Array:
     channels = self.config.channels
     # Narrow groups of the last map, of one position, would leave signs alone.
     groups = min(32, max(1, channels // 24))
@@ -101,7 +94,7 @@ class VectorHead(nn.Module):
   config: Config
 
   @nn.compact
-  def __call__(self, x_BxC: Array) -> Array:
+  def forward(self, x_BxC: Array) -> Array:
     channels = self.config.channels
     x_BxC = x_BxC.astype(jnp.float32)
     x = denoiser.dense(

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
-import functools
 from typing import Any
 
 from flax import linen as nn
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dd_jax import config as config_lib
-from dd_jax.model import Model, Params
+from dd_jax.model import Model
 from dd_jax.models import layers
 
 # Fixed, not configured: figures of different runs are comparable only if they
@@ -78,7 +77,7 @@ class Judge(nn.Module):
       x = nn.gelu(stage(x))
     return nn.gelu(self.neck(x.reshape(x.shape[0], -1)))
 
-  def __call__(self, image_BxHxWxC: jax.Array) -> jax.Array:
+  def forward(self, image_BxHxWxC: jax.Array) -> jax.Array:
     return self.head(self.features(image_BxHxWxC))
 
 
@@ -93,25 +92,8 @@ def build(config: Mapping[str, Any]) -> Model:
     ValueError: on unknown, missing or unsupported fields.
   """
   cfg = config_lib.make(Config, config, 'judge')
-  module = Judge(cfg)
   side = cfg.image_size
   image = jax.ShapeDtypeStruct(
       (1, side, side, cfg.image_channels), jnp.float32
   )
-  init, axes = layers.pure(module, image)
-  fns = {
-      'forward': functools.partial(_call, module, '__call__'),
-      'features': functools.partial(_call, module, 'features'),
-  }
-
-  def flops() -> int:
-    abstract = jax.eval_shape(init, jax.random.key(0))
-    return layers.count_flops(fns['forward'], abstract, image)
-
-  return Model('judge', cfg, init, fns, axes, flops)
-
-
-def _call(
-    module: Judge, method: str, params: Params, image: jax.Array
-) -> jax.Array:
-  return module.apply({'params': params}, image, method=method)
+  return layers.counted('judge', Judge(cfg), [image], ('forward', 'features'))

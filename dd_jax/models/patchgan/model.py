@@ -63,19 +63,11 @@ def build(config: Mapping[str, Any]) -> Model:
   tokenizer/tokenizer_image/discriminator_patchgan.py.
   """
   cfg = config_lib.make(Config, config, 'patchgan')
-  module = PatchGAN(cfg)
   side = cfg.image_size
   image = jax.ShapeDtypeStruct(
       (1, side, side, cfg.image_channels), jnp.float32
   )
-  init, axes = layers.pure(module, image)
-  fns = {'forward': layers.functions(module, ('__call__',))['__call__']}
-
-  def flops() -> int:
-    abstract = jax.eval_shape(init, jax.random.key(0))
-    return layers.count_flops(fns['forward'], abstract, image)
-
-  return Model('patchgan', cfg, init, fns, axes, flops)
+  return layers.counted('patchgan', PatchGAN(cfg), [image], ['forward'])
 
 
 class PatchGAN(nn.Module):
@@ -84,7 +76,7 @@ class PatchGAN(nn.Module):
   config: Config
 
   @nn.compact
-  def __call__(self, image_BxHxWxC: Array) -> Array:
+  def forward(self, image_BxHxWxC: Array) -> Array:
     c, x = self.config, image_BxHxWxC.astype(jnp.float32)
     for i in range(c.halvings + 1):
       stride = 2 if i < c.halvings else 1
