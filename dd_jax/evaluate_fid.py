@@ -52,6 +52,14 @@ class FidConfig(scoring.SamplesConfig):
   labels: str = 'random'
   manifold: int = fid.MANIFOLD
 
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.samples < fid.SPLITS:
+      raise ValueError(
+          f'samples={self.samples}: expected at least {fid.SPLITS}, the parts '
+          'of the Inception Score'
+      )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdmConfig(scoring.SamplesConfig):

@@ -380,6 +380,7 @@ OF_TEACHER = {'student': 'llamagen/teacher'}
      'split, involved, skip and cfg'),
     ({'student': 'denoiser', 'vae': None, 'steps': 3, 'involved': [0, 1],
       'teacher': 'denoiser'}, 'split, involved, skip and cfg'),
+    ({'samples': 9}, 'samples=9: expected at least 10'),
 ], ids=str)
 def test_steps_of_nobody_are_refused_before_anything_is_read(
     exports, tmp_path, monkeypatch, fields, message

@@ -59,9 +59,34 @@ def write_small(folder):
       'var_vqvae', 3, image_size=16, ch=8, ch_mult=(1, 1, 2), res_blocks=1,
       z_channels=8, vocab_size=64, patch_nums=PATCH_NUMS,
   ) | {'quantize.ema_vocab_hit_SV': np.zeros((4, 64), np.float32)})
+  _save_inception(folder)
+  _save_lpips(folder)
+
+
+def write_small_c2i(folder):
+  """Small networks under the names that `b` and `b_released` read."""
+  folder.mkdir()
+  tensors = golden_cases.load('llamagen_gpt_c2i_tiny').tensors()
+  torch_files.save_zip(folder / 'c2i_B_256.pt', {'model': {
+      k: torch_files.tensor(v) for k, v in tensors.items()
+  }})
+  shutil.copy(GOLDEN / 'dd_llamagen_tiny.pt', folder / 'llamagen-B.pt')
+  save(folder / 'vq_ds16_c2i.pt', _small_llamagen_vq())
+  _save_inception(folder)
+  _save_lpips(folder)
+
+
+def _small_llamagen_vq():
+  return laid_out(
+      'llamagen_vq', 3, image_size=16, ch=8, ch_mult=(1, 1, 2), res_blocks=1,
+      attention=False, z_channels=8, code_dim=8, vocab_size=64,
+  )
+
+
+def _save_inception(folder):
+  """The network and statistics of its features."""
   save(folder / 'pt_inception-2015-12-05-6726825d.pth',
        laid_out('inception', 0, slim=16))
-  _save_lpips(folder)
   features = np.random.default_rng(2).normal(size=(200, 2048 // 16))
   torch_files.save_zip(folder / 'statistic.pth', {
       'm': features.mean(0), 's': np.cov(features, rowvar=False),
@@ -87,10 +112,7 @@ def write_small_t2i(folder):
   shutil.copy(
       GOLDEN / 'llamagen_gpt_t2i_tiny.pt', folder / 't2i_XL_stage1_256.pt'
   )
-  save(folder / 'vq_ds16_t2i.pt', laid_out(
-      'llamagen_vq', 3, image_size=16, ch=8, ch_mult=(1, 1, 2), res_blocks=1,
-      attention=False, z_channels=8, code_dim=8, vocab_size=64,
-  ))
+  save(folder / 'vq_ds16_t2i.pt', _small_llamagen_vq())
   _save_lpips(folder)
   t5, clip = folder / 'flan-t5-xl', folder / 'clip-vit-large-patch14'
   for part in t5, clip:

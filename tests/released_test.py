@@ -2,15 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs from released files: what is missing, full sizes, and the whole chain.
 
-The chains are those of the configs `d16` and `t2i_xl`, with small networks in
-files of the same names and layout.
+The chain is that of the config `d16`, with small networks in files of the same
+names and layout; those of LlamaGen are in released_llamagen_test.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
 import json
 import os
 import pathlib
@@ -20,7 +19,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -39,17 +37,13 @@ from dd_jax import (
   programs,
   registry,
   released,
-  sample,
   scoring,
   sharding,
   stages,
   train,
 )
 from dd_jax import config as config_lib
-from dd_jax.data import captions as captions_lib
-from dd_jax.data import pairs
 from dd_jax.method import Inputs, Role
-from tests import released_files
 from tests.command import COMPILE_FAST
 from tests.golden import golden_cases
 from tests.released_files import PATCH_NUMS, write_small
@@ -115,33 +109,6 @@ def shrink(config):
         vocab_size=64, code_dim=8,
     )
     student |= dict(batch_size=8, steps=2)
-  return values
-
-
-def shrink_t2i(config):
-  """As `shrink`, of `t2i_xl`."""
-  values = config.to_dict()
-  by_name = values['stages']
-  by_name['teacher']['config'] |= dict(latent_size=4, heads=4)
-  by_name['vae']['config']['image_size'] = 16
-  by_name['clip']['config'] |= dict(image_heads=2, text_heads=2)
-  for name, stage in by_name.items():
-    if stage['kind'] == 'captions':
-      stage |= dict(shard_size=4, batch_size=2)
-    if stage['kind'] == 'clip_score':
-      stage |= dict(samples=6, batch_size=4)
-      if 'split' in stage:
-        stage |= dict(split=5, t_list=(0, 5)[:len(stage['t_list'])])
-    assert stage['kind'] in KINDS, name
-  by_name['trajectories'] |= dict(pairs=8, shard_size=8, batch_size=4)
-  student = by_name['student']
-  student['method'] |= dict(t_set=(0, 5), split=5, perceptual_batch=4)
-  model = student['roles']['student']['model']
-  del model['size']
-  model |= dict(
-      depth=2, width=64, heads=4, latent_size=4, vocab_size=64, caption_dim=24
-  )
-  student |= dict(batch_size=4, steps=2)
   return values
 
 
@@ -344,69 +311,6 @@ def test_the_chain_ends_in_figures(chain):
   student = records['student']['outputs']['exports']['student']
   source = checkpoint.describe(workdir / 'student' / student)['source']
   assert source['frozen']['vae'] == records['vae']['outputs']['hashes']['vqvae']
-
-
-def test_the_chain_of_captions_ends_in_clip_scores(tmp_path, monkeypatch):
-  if importlib.util.find_spec('tokenizers') is None:
-    library = types.SimpleNamespace(Tokenizer=released_files.Tokenizer)
-    monkeypatch.setitem(sys.modules, 'tokenizers', library)
-  released_files.write_small_t2i(tmp_path / 'weights')
-  config = config_of('t2i_xl', tmp_path / 'weights', LLAMAGEN)
-  texts = ['a red cat', 'two dog', 'a blue dog', 'dog on a sofa', 'a sofa']
-  config.prompts = str(tmp_path / 'prompts.txt')
-  (tmp_path / 'prompts.txt').write_text('\n'.join(texts))
-  heldout = ['two cat', 'a red sofa', 'two blue cat on a red sofa']
-  config.heldout_prompts = str(tmp_path / 'heldout.jsonl')
-  (tmp_path / 'heldout.jsonl').write_text(
-      '\n'.join(json.dumps({'prompt': text}) for text in heldout)
-  )
-  workdir = tmp_path / 'run'
-  records = run_on_one_device(shrink_t2i(config), workdir)
-  assert set(records) == set(LLAMAGEN_ARGS['t2i_xl'])
-  hashes = {
-      name: next(iter(record['outputs']['hashes'].values()))
-      for name, record in records.items()
-  }
-  rows = {
-      name: json.loads((workdir / name / 'report/clip_score.json').read_text())
-      for name in ('evaluate_teacher', 'evaluate_1', 'evaluate_2')
-  }
-  for name, row in rows.items():
-    assert row['pairs'] == 6 and 0 < row['clip_score'] < 100
-    judged = 'teacher' if name == 'evaluate_teacher' else 'student'
-    assert {k: row['hashes'][k] for k in ('captions', 'clip', 'vae')} == {
-        'captions': hashes['heldout'], 'clip': hashes['clip'],
-        'vae': hashes['vae'],
-    }
-    assert row['hashes']['student'] == hashes[judged]
-  assert len({row['hashes']['samples'] for row in rows.values()}) == 3
-  assert rows['evaluate_1']['settings']['t_list'] == [0]
-  assert rows['evaluate_2']['settings']['t_list'] == [0, 5]
-  assert rows['evaluate_teacher']['settings']['cfg'] == 7.5
-
-  known = captions_lib.CaptionSource(workdir / 'captions/data')
-  assert [known.text(i) for i in range(len(known))] == texts
-  encoder, params = checkpoint.load(workdir / 'encoder/export/t5')
-  features = jax.jit(encoder.fns['encode'])(
-      params, np.array([[3, 6, 4, 1]], np.int32), np.ones((1, 4), bool)
-  )
-  found = known.take(np.array([0]))
-  valid = found['mask'][0]
-  assert valid.sum() == 4
-  np.testing.assert_allclose(
-      found['features'][0][valid].astype(np.float32), features[0], atol=0.05,
-      rtol=0.02,
-  )
-  made = pairs.PairSource(workdir / 'trajectories/data')
-  assert made.manifest.provenance['captions'] == hashes['captions']
-  assert [made[i]['label'] for i in range(8)] == [0, 1, 2, 3, 4, 0, 1, 2]
-
-  # As the page has it: the run tells the tokenizers and the text encoder.
-  export = workdir / 'student' / records['student']['outputs']['exports'][
-      'student'
-  ]
-  images = sample.load(export, split=5)(['a red cat'], steps=2)
-  assert images.shape == (1, 16, 16, 3) and images.std() > 0.01
 
 
 def test_an_export_is_the_released_network(chain, weights):

@@ -23,7 +23,7 @@ from dd_jax.evals import frechet, precision_recall
 PROTOCOL = 'pytorch-fid'
 SAMPLES = 50_000  # that published figures take
 MANIFOLD = 10_000  # features kept for precision and recall
-_SPLITS = 10  # of the Inception Score
+SPLITS = 10  # of the Inception Score
 _MOST_CHANNELS = 1 << 12  # of features in a file; Inception's are 2048
 _MOST_TEXT = 1 << 20  # bytes that describe an array, or all of them
 
@@ -164,7 +164,7 @@ def look(
 
 
 def inception_score(
-    scores: np.ndarray, splits: int = _SPLITS
+    scores: np.ndarray, splits: int = SPLITS
 ) -> tuple[float, float]:
   """exp of the mean KL divergence of p(class | image) from p(class).
 
