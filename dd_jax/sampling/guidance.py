@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import math
 from typing import Any
 
@@ -114,9 +114,9 @@ def filter_top_k(logits: jax.Array, k: int) -> jax.Array:
     raise ValueError(f'top_k={k} must be 0 (off) or the number of codes kept')
   if not 0 < k < logits.shape[-1]:
     return logits
-  # Not lax.top_k, for which XLA gathers a batch that is split over devices.
-  kth = jnp.sort(logits, axis=-1)[..., -k, None]
-  return jnp.where(logits < kth, -jnp.inf, logits)
+  key = _sortable(logits)
+  kth = _largest(key, lambda kept: jnp.sum(kept, -1, keepdims=True) >= k)
+  return jnp.where(key < kth, -jnp.inf, logits)
 
 
 def filter_top_p(
@@ -139,12 +139,56 @@ def filter_top_p(
     raise ValueError(f'top_p={p} must be in (0, 1]; 1 is off')
   if p == 1:
     return logits
-  order = jnp.argsort(logits, axis=-1, descending=descending)
-  ordered = jnp.take_along_axis(logits, order, axis=-1)
-  mass = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
+  key = _sortable(logits)
+  probs = jax.nn.softmax(logits, axis=-1)
+
+  def mass(where: jax.Array) -> jax.Array:
+    return jnp.sum(probs, -1, keepdims=True, where=where)
+
+  # The edge: what is larger stays and what is smaller goes, of its equals some.
   if descending:
-    drop = jnp.roll(mass > p, 1, axis=-1).at[..., 0].set(False)
+    edge = _largest(key, lambda kept: mass(kept) > p)
   else:
-    drop = (mass <= 1 - p).at[..., -1].set(False)
-  drop = jnp.take_along_axis(drop, jnp.argsort(order, axis=-1), axis=-1)
-  return jnp.where(drop, -jnp.inf, logits)
+    edge = _largest(key, lambda kept: mass(~kept) <= 1 - p)
+    edge = jnp.minimum(edge, jnp.max(key, -1, keepdims=True))
+  equal = key == edge
+  place = jnp.cumsum(equal, -1)
+  one = jnp.max(probs, -1, keepdims=True, initial=0, where=equal)
+  if descending:
+    drop = mass(key > edge) + (place - 1) * one > p
+  else:
+    # All of them together are too many, by the choice of the edge.
+    drop = (mass(key < edge) + place * one <= 1 - p) & (place < place[..., -1:])
+  return jnp.where((key < edge) | (equal & drop), -jnp.inf, logits)
+
+
+def _sortable(x: jax.Array) -> jax.Array:
+  """Unsigned integers in the order of the floats."""
+  kind = jnp.dtype(f'uint{8 * x.dtype.itemsize}')
+  bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0, x), kind)
+  sign = jnp.array(1 << (8 * x.dtype.itemsize - 1), kind)
+  return jnp.where(bits & sign, ~bits, bits | sign)
+
+
+def _largest(
+    key: jax.Array, holds: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+  """The largest number (..., 1) of which `holds(key >= number)` is true.
+
+  It is found bit by bit, in as many sums over the (..., V) keys as they have
+  bits, which on a CPU takes a twentieth of the time of sorting them, or less.
+  (For lax.top_k XLA gathers a batch that is split over devices.)
+
+  Args:
+    key: as `_sortable` makes them.
+    holds: true of 0, and of no number that is larger than one where it is
+      false.
+  """
+  bits = 8 * key.dtype.itemsize
+
+  def body(i: jax.Array, found: jax.Array) -> jax.Array:
+    bit = jnp.array(1, key.dtype) << (bits - 1 - i).astype(key.dtype)
+    more = found | bit
+    return jnp.where(holds(key >= more), more, found)
+
+  return jax.lax.fori_loop(0, bits, body, jnp.zeros_like(key[..., :1]))

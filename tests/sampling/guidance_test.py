@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -89,6 +92,47 @@ def test_top_p_from_the_top_keeps_the_first_that_crosses():
   np.testing.assert_array_equal(
       guidance.filter_top_p(logits, 1.0, descending=True), logits
   )
+
+
+@pytest.mark.parametrize('p', [1e-8, 0.05, 0.4, 0.83, 0.97])
+@pytest.mark.parametrize('descending', [False, True])
+def test_top_p_agrees_with_a_loop_where_many_are_equal(p, descending):
+  rng = np.random.default_rng(1)
+  logits = np.round(rng.normal(size=(40, 37)) * 2).astype(np.float32) / 2
+  logits[rng.random(logits.shape) < 0.2] = -0.0
+  logits[rng.random(logits.shape) < 0.3] = -INF
+  logits[:, 5] = 0.0
+  filter_rows = jax.jit(functools.partial(
+      guidance.filter_top_p, p=p, descending=descending
+  ))
+  got = np.asarray(filter_rows(logits))
+  parted = 0
+  for row, out in zip(logits, got, strict=True):
+    mass = np.exp(row.astype(np.float64))
+    mass /= mass.sum()
+    total, stays = 0.0, np.zeros(37, bool)
+    order = np.argsort(-row if descending else row, kind='stable')
+    for i in order:
+      before, total = total, total + mass[i]
+      stays[i] = before <= p if descending else total > 1 - p
+    stays[order[0 if descending else -1]] = True
+    np.testing.assert_array_equal(out, np.where(stays, row, -INF))
+    parted += (row[~stays] == row[stays].min()).any()
+  assert parted > 10  # rows where of equals some stay
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16', 'float32'])
+@pytest.mark.parametrize('k', [1, 7, 100, 299])
+def test_top_k_agrees_with_sorting(dtype, k):
+  rng = np.random.default_rng(2)
+  logits = rng.normal(size=(20, 300)) * 10.0 ** rng.integers(-6, 4, (20, 1))
+  logits[:5] = np.round(logits[:5])
+  logits[::4, ::3] = -INF
+  logits = jnp.asarray(logits, dtype)
+  kth = jnp.sort(logits, axis=-1)[:, -k, None]
+  got = jax.jit(guidance.filter_top_k, static_argnums=1)(logits, k)
+  assert got.dtype == dtype
+  np.testing.assert_array_equal(got, jnp.where(logits < kth, -INF, logits))
 
 
 def test_temperature_divides():
