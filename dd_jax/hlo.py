@@ -33,6 +33,7 @@ _FREE = {
     'conditional', 'call', 'after-all', 'partition-id', 'iota', 'opt-barrier',
     'add-dependency',
 }
+_SLICES = {'dynamic-slice', 'slice', 'gather'}
 _INSTRUCTION = re.compile(r'\s+(ROOT )?%?([\w.\-]+) = (.*)')
 _ARRAY = re.compile(r'(\w+)\[([\d,]*)\](\{[^}]*\})?')
 _NAME = re.compile(r'%([\w.\-]+)')
@@ -160,49 +161,68 @@ class _Module:
       return 0.0
     inside = _CALLED.search(op.rest)
     body = self._computations.get(inside[1], {}) if inside else {}
-    if op.kind == 'fusion' and body:
+    if op.kind in ('fusion', 'async-start') and body:
       return self._moved_by_fusion(op, ops, body)
     return _moved_by(op, ops)
 
   def _moved_by_fusion(
       self, op: _Op, ops: Mapping[str, _Op], body: Mapping[str, _Op]
   ) -> float:
-    total = 0.0
+    total, updated = 0.0, set()
     root = next(o for o in body.values() if o.is_root)
-    parameters = {
-        int(o.arguments): o.name for o in body.values() if o.kind == 'parameter'
-    }
-    updated = None
-    if root.kind == 'dynamic-update-slice':
-      # In place: what is read and written is the update.
-      updated = _through(root.operands[0], body)
-      total += _hbm(op.shape) and _nbytes(body[root.operands[1]].shape)
-    else:
-      total += _hbm(op.shape)
+    for name in root.operands if root.kind == 'tuple' else (root.name,):
+      result = body[name]
+      if result.kind == 'dynamic-update-slice':
+        # In place: what is read and written is the update.
+        updated.add(_through(result.operands[0], body))
+        total += _hbm(result.shape) and _nbytes(body[result.operands[1]].shape)
+      else:
+        total += _hbm(result.shape)
+    parameters = _parameters(body)
     for i, name in enumerate(op.operands):
       inner = parameters.get(i)
-      if name not in ops or inner is None or inner == updated:
-        continue
-      users = [o for o in body.values() if inner in o.operands]
-      whole = _hbm(ops[name].shape)
-      if users and all(
-          o.kind in ('dynamic-slice', 'slice', 'gather')
-          and o.operands[0] == inner for o in users
-      ):
-        whole = min(whole, sum(_nbytes(o.shape) for o in users))
-      total += whole
+      if name in ops and inner is not None and inner not in updated:
+        total += min(_hbm(ops[name].shape), self._read(inner, body))
+    return total
+
+  def _read(self, name: str, body: Mapping[str, _Op]) -> float:
+    """Bytes of a value that a fused computation reads: its slices, or inf."""
+    total = 0.0
+    for op in body.values():
+      for i, operand in enumerate(op.operands):
+        if operand != name:
+          continue
+        if op.kind in _SLICES and not i:
+          total += _nbytes(op.shape)
+        elif op.kind == 'bitcast':
+          total += self._read(op.name, body)
+        elif op.kind == 'fusion':
+          within = self._computations[_CALLED.search(op.rest)[1]]
+          total += self._read(_parameters(within)[i], within)
+        else:
+          return math.inf
     return total
 
 
 def _moved_by(op: _Op, ops: Mapping[str, _Op]) -> float:
-  if op.kind in ('dynamic-slice', 'slice', 'gather'):
+  if op.kind in _SLICES:
     return 2 * _hbm(op.shape)
   if op.kind == 'dynamic-update-slice':
     return 2 * _hbm(ops[op.operands[1]].shape)
+  if op.kind == 'copy-start':  # its result names source and destination
+    return _hbm(op.shape)
   given = sum(_hbm(ops[n].shape) for n in op.operands if n in ops)
   if op.kind.endswith('-start'):  # its result names the operands once more
     return 2 * given
   return given + _hbm(op.shape)
+
+
+def _parameters(body: Mapping[str, _Op]) -> dict[int, str]:
+  """Names of a computation's parameters, by number."""
+  return {
+      int(op.arguments): op.name for op in body.values()
+      if op.kind == 'parameter'
+  }
 
 
 def _through(name: str, body: Mapping[str, _Op]) -> str:

@@ -196,6 +196,57 @@ def test_loops_slices_and_memories_are_counted_as_they_run():
     hlo.parse('nothing')
 
 
+FUSIONS = '''HloModule m, is_scheduled=true
+
+%row (w: f32[6,128], i: s32[]) -> f32[128] {
+  %w = f32[6,128]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %slice = f32[1,128]{1,0} dynamic-slice(%w, %i, %i)
+  ROOT %flat = f32[128]{0} bitcast(%slice)
+}
+
+%product (x: f32[128], v: f32[6,128], j: s32[], big: f32[6,128]) -> TWO {
+  %x = f32[128]{0} parameter(0)
+  %v = f32[6,128]{1,0} parameter(1)
+  %j = s32[] parameter(2)
+  %big = f32[6,128]{1,0} parameter(3)
+  %nested = f32[128]{0} fusion(%v, %j), kind=kLoop, calls=%row
+  %times = f32[128]{0} multiply(%nested, %x)
+  %line = f32[1,128]{1,0} bitcast(%times)
+  %put = f32[6,128]{1,0} dynamic-update-slice(%big, %line, %j, %j)
+  ROOT %both = TWO tuple(%times, %put)
+}
+
+%part (u: f32[6,128]) -> f32[2,128] {
+  %u = f32[6,128]{1,0} parameter(0)
+  ROOT %two = f32[2,128]{1,0:T(8,128)S(1)} slice(%u), slice={[0:2], [0:128]}
+}
+
+ENTRY %main (a: f32[128], b: f32[6,128], n: s32[], c: f32[6,128]) -> TWO {
+  %a = f32[128]{0} parameter(0)
+  %b = f32[6,128]{1,0} parameter(1)
+  %n = s32[] parameter(2)
+  %c = f32[6,128]{1,0} parameter(3)
+  %out = TWO fusion(%a, %b, %n, %c), kind=kOutput, calls=%product
+  %go = ((f32[6,128]{1,0}), f32[2,128]{1,0:T(8,128)S(1)}, u32[]{:S(2)}) \
+async-start(%b), calls=%part
+  %near = f32[2,128]{1,0:T(8,128)S(1)} async-done(%go)
+  %far = (f32[2,128]{1,0}, f32[2,128]{1,0:T(8,128)S(1)}, u32[]{:S(2)}) \
+copy-start(%near)
+  ROOT %back = f32[2,128]{1,0} copy-done(%far)
+}
+'''.replace('\\\n', '').replace('TWO', '(f32[128]{0}, f32[6,128]{1,0})')
+
+
+def test_of_stacked_weights_what_a_fusion_reads_is_counted():
+  row = 4 * 128
+  # The product takes a row of b, inside of another fusion, its number and a;
+  # it writes a row beside, and in c in place. Two rows of b go to the chip's
+  # own memory, and back from it to the large one.
+  product, parts = (row + 4 + row) + 2 * row, 2 * row + 2 * row
+  assert hlo.parse(FUSIONS).hbm_bytes == product + parts
+
+
 ASSIGNMENT = '''BufferAssignment:
 allocation 0: size 512, thread-local:
  value: <2 add.5 @0> (size=512,offset=0): f32[]{:T(128)}
