@@ -18,7 +18,7 @@ import sys
 # third less. XLA ends the process over a flag that it does not know, so that
 # versions which nobody has tried get the first flag alone.
 COMPILE_FAST = '--xla_backend_optimization_level=0'
-if tuple(map(int, metadata.version('jaxlib').split('.')[:2])) < (0, 13):
+if tuple(map(int, metadata.version('jaxlib').split('.')[:2])) < (0, 12):
   COMPILE_FAST += (
       ' --xla_cpu_use_fusion_emitters=false'
       ' --xla_cpu_parallel_codegen_split_count=1'
