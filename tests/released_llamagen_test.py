@@ -16,7 +16,7 @@ import types
 import jax
 import numpy as np
 
-from dd_jax import checkpoint, evaluate_fid, sample
+from dd_jax import checkpoint, sample
 from dd_jax.data import captions as captions_lib
 from dd_jax.data import pairs
 from tests import released_files
@@ -26,6 +26,7 @@ from tests.released_test import (
   LLAMAGEN_ARGS,
   config_of,
   run_on_one_device,
+  score_by_pixels,
 )
 
 
@@ -62,13 +63,6 @@ def shrink(config):
   )
   student |= dict(batch_size=4, steps=2)
   return values
-
-
-def score_by_pixels(monkeypatch):
-  """Instead of the network, which takes seconds to compile."""
-  monkeypatch.setattr(evaluate_fid, 'on_mesh', lambda *_: lambda pixels: (
-      pixels.reshape(len(pixels), -1)[:, :128].astype(np.float32),
-  ) * 2)
 
 
 def read_rows(workdir, file):
@@ -109,7 +103,7 @@ def test_the_chain_of_classes_ends_in_figures(tmp_path, monkeypatch):
 
   made = pairs.PairSource(workdir / 'trajectories/data')
   assert made.manifest.provenance['teacher'] == hashes['teacher']
-  # LlamaGen samples in bfloat16, its student starts from full precision.
+  # As LlamaGen samples.
   teacher = checkpoint.describe(workdir / 'teacher/export/llamagen')
   assert teacher['config']['dtype'] == 'bfloat16'
   export = workdir / 'student' / records['student']['outputs']['exports'][

@@ -112,6 +112,13 @@ def shrink(config):
   return values
 
 
+def score_by_pixels(monkeypatch):
+  """Instead of the network, which takes seconds to compile."""
+  monkeypatch.setattr(evaluate_fid, 'on_mesh', lambda *_: lambda pixels: (
+      pixels.reshape(len(pixels), -1)[:, :128].astype(np.float32),
+  ) * 2)
+
+
 @pytest.fixture(scope='module')
 def weights(tmp_path_factory):
   folder = tmp_path_factory.mktemp('files') / 'weights'
@@ -339,10 +346,7 @@ def test_an_export_is_the_released_network(chain, weights):
 
 
 def test_a_released_student_is_scored(weights, tmp_path, monkeypatch):
-  # Some pixels instead of the network, which takes seconds to compile.
-  monkeypatch.setattr(evaluate_fid, 'on_mesh', lambda *_: lambda pixels: (
-      pixels.reshape(len(pixels), -1)[:, :128].astype(np.float32),
-  ) * 2)
+  score_by_pixels(monkeypatch)
   config = shrink(config_of('d16_released', weights))
   for stage in ('student', 'vae', 'inception', 'evaluate_2'):
     stages.run(config, tmp_path, only=stage)

@@ -163,7 +163,7 @@ def filter_top_p(
 
 
 def _sortable(x: jax.Array) -> jax.Array:
-  """Unsigned integers in the order of the floats."""
+  """Unsigned integers, of as many bits, in the order of the floats; -0 is 0."""
   kind = jnp.dtype(f'uint{8 * x.dtype.itemsize}')
   bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0, x), kind)
   sign = jnp.array(1 << (8 * x.dtype.itemsize - 1), kind)
@@ -176,7 +176,7 @@ def _largest(
   """The largest number (..., 1) of which `holds(key >= number)` is true.
 
   It is found bit by bit, in as many sums over the (..., V) keys as they have
-  bits, which on a CPU takes a twentieth of the time of sorting them, or less.
+  bits, which on a CPU takes about a twentieth of the time of sorting them.
   (For lax.top_k XLA gathers a batch that is split over devices.)
 
   Args:
